@@ -1,0 +1,272 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of a run: who am I, how many are we, sums over all of us.
+
+Three launchers are understood without any option: multiproc.py and torchrun (RANK, LOCAL_RANK,
+WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and Slurm's srun (SLURM_PROCID, SLURM_LOCALID, ...).
+Small host-side sums travel as CPU tensors over gloo, so that they never wait for the device.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from image_classification.errors import LostPeerError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from image_classification.device import Device
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher told this process.
+
+    Attributes:
+        rank: Index of this process in the whole run, 0 <= rank < world_size.
+        local_rank: Index of this process on its node.
+        world_size: Number of processes of the run.
+        local_world_size: Number of processes on this node.
+        launcher: "none", "multiproc/torchrun" or "slurm".
+        master_addr: Host name of rank 0, empty without a launcher.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    launcher: str = "none"
+    master_addr: str = ""
+
+    @property
+    def primary(self) -> bool:
+        """True on rank 0, the only process that writes files."""
+        return self.rank == 0
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes, assuming the same number of processes on each."""
+        return max(1, self.world_size // max(1, self.local_world_size))
+
+
+def read_launch() -> Launch:
+    """Reads the launcher's environment variables.
+
+    Returns:
+        The place of this process in the run; rank 0 of 1 when there is no launcher.
+
+    Raises:
+        UsageError: WORLD_SIZE is set but RANK or LOCAL_RANK is missing or not a number.
+    """
+    environ = os.environ
+    if "RANK" not in environ and int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        # srun sets this variable, a batch script without srun does not
+        _translate_slurm()
+        launcher = "slurm"
+    elif "WORLD_SIZE" in environ:
+        launcher = "multiproc/torchrun"
+    else:
+        return Launch()
+    try:
+        rank, local_rank, world_size = (
+            int(environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        )
+        local_world_size = int(environ.get("LOCAL_WORLD_SIZE", world_size))
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"WORLD_SIZE is set, but RANK, LOCAL_RANK and WORLD_SIZE are not all numbers ({error}); "
+            "start with `python multiproc.py --nproc_per_node N main.py ...` or torchrun, "
+            "or unset WORLD_SIZE"
+        ) from None
+    if not 0 <= rank < world_size:
+        raise UsageError(f"RANK={rank} is outside 0..{world_size - 1} (WORLD_SIZE={world_size})")
+    return Launch(
+        rank, local_rank, world_size, local_world_size, launcher, environ.get("MASTER_ADDR", "")
+    )
+
+
+def _translate_slurm() -> None:
+    """Sets torch's variables from those of srun (https://slurm.schedmd.com/srun.html)."""
+    environ = os.environ
+    nodes = environ.get("SLURM_STEP_NODELIST", "127.0.0.1")  # for example "gpu[03-07,12]"
+    environ.setdefault("MASTER_ADDR", re.sub(r"\[(\d+).*?\]", r"\1", nodes, count=1).split(",")[0])
+    # Every task of the job computes the same port; another job on the node gets another one.
+    port = 20000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000
+    environ.setdefault("MASTER_PORT", str(port))
+    environ["RANK"] = environ["SLURM_PROCID"]
+    environ["LOCAL_RANK"] = environ.get("SLURM_LOCALID", "0")
+    environ["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
+    per_node = re.match(r"\d+", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    environ["LOCAL_WORLD_SIZE"] = per_node.group() if per_node else environ["WORLD_SIZE"]
+
+
+def check_launch(
+    launch: Launch, *, num_nodes: int | None, master_addr: str | None, device_index: int | None
+) -> None:
+    """Compares what the user said of the launch with what the launcher did.
+
+    Args:
+        launch: What `read_launch` returned.
+        num_nodes: `--world-size`, the number of nodes, or None.
+        master_addr: `--addr`, the host of rank 0, or None.
+        device_index: `--gpu-id`, or None.
+
+    Raises:
+        UsageError: They contradict each other.
+    """
+    command = "python multiproc.py --nnodes N --node_rank K --master_addr HOST main.py ..."
+    if num_nodes not in (None, launch.num_nodes):
+        raise UsageError(
+            f"--world-size {num_nodes} asks for {num_nodes} nodes, this run has "
+            f"{launch.num_nodes}; start on each node: {command}"
+        )
+    if master_addr is not None and master_addr != launch.master_addr:
+        raise UsageError(
+            f"--addr {master_addr} is not the launcher's master address "
+            f"({launch.master_addr or 'there is no launcher'}); start on each node: {command}"
+        )
+    if device_index is not None and launch.world_size > 1:
+        raise UsageError(
+            f"--gpu-id {device_index} picks one device, but {launch.world_size} processes run; "
+            "limit the devices with the visible-devices variable instead"
+        )
+
+
+def init(launch: Launch, device: Device, backend: str | None, timeout_s: float = 600.0) -> None:
+    """Joins the process group; does nothing for a single process.
+
+    Args:
+        launch: What `read_launch` returned.
+        device: The device of this process; its collective library is the default.
+        backend: Collective library the user asked for, or None.
+        timeout_s: Seconds until a collective that a peer never joins gives up.
+
+    Raises:
+        UsageError: The asked-for backend does not serve the device.
+        LostPeerError: The other processes did not show up in time.
+    """
+    if backend not in (None, device.collective, "gloo"):
+        raise UsageError(
+            f"--dist-backend {backend} does not serve device '{device.type}'; "
+            f"allowed: {device.collective}, gloo (leave the option out to follow the device)"
+        )
+    if launch.world_size == 1:
+        return
+    import torch.distributed as dist
+
+    collective = backend or device.collective
+    if device.is_accelerator and collective != "gloo":
+        collective = f"cpu:gloo,{device.type}:{collective}"
+    try:
+        dist.init_process_group(
+            collective,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device.process_group_device(),
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        first_line = str(error).splitlines()[0]
+        raise LostPeerError(
+            f"rank {launch.rank} of {launch.world_size} could not join the others at {address}: "
+            f"{first_line}; check that all {launch.world_size} processes run and the port is free"
+        ) from None
+
+
+def wrap(
+    model: torch.nn.Module, launch: Launch, device: Device, *, static_graph: bool
+) -> torch.nn.Module:
+    """Wraps the model so that backward adds up gradients over the ranks.
+
+    Args:
+        model: The network on the device.
+        launch: What `read_launch` returned.
+        device: The device of this process.
+        static_graph: Every step uses the same graph (not with gradient accumulation, whose
+            `no_sync` steps differ from the others).
+
+    Returns:
+        A DistributedDataParallel module, or the model itself for a single process.
+    """
+    if launch.world_size == 1:
+        return model
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(
+        model,
+        device_ids=device.ddp_device_ids(),
+        broadcast_buffers=False,  # rank 0's statistics are copied before validation and saving
+        gradient_as_bucket_view=True,
+        static_graph=static_graph,
+    )
+
+
+def shutdown() -> None:
+    """Leaves the process group, if this process is in one."""
+    if _active():
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: list[float]) -> list[float]:
+    """Adds host numbers over all ranks, elementwise, in double precision.
+
+    Args:
+        values: The numbers of this rank; integers up to 2**53 stay exact.
+
+    Returns:
+        The sums, the same on every rank.
+    """
+    if not _active():
+        return values
+    import torch
+    import torch.distributed as dist
+
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return [float(value) for value in total]
+
+
+def share_from_primary(value: Any) -> Any:
+    """Gives every rank the value (a JSON type) that rank 0 passes in."""
+    if not _active():
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=_cpu())
+    return box[0]
+
+
+def shared_seed() -> int:
+    """Draws a seed that all ranks share, in [0, 2**32)."""
+    return int(share_from_primary(int.from_bytes(os.urandom(4), "little")))
+
+
+def broadcast_buffers(model: torch.nn.Module) -> None:
+    """Copies rank 0's buffers (BatchNorm statistics) into the model of every other rank."""
+    if not _active():
+        return
+    import torch.distributed as dist
+
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+def _active() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")

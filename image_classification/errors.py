@@ -1,0 +1,51 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that a user can cause or cure; each carries the exit code of its kind.
+
+The message is one line: what is wrong, what was received, what is allowed, how to cure it.
+The entry scripts print it once, without a traceback, and exit with `exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Base of all errors that end the program with one line instead of a traceback."""
+
+    exit_code = 2
+
+
+class UsageError(UserError):
+    """Wrong option, wrong combination of options, or a device that is not there."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Missing, unreadable or inconsistent training or validation data."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """Missing, damaged, foreign or unsafe checkpoint or weight file."""
+
+    exit_code = 4
+
+
+class DivergedError(UserError):
+    """Training produced non-finite values."""
+
+    exit_code = 5
+
+
+class DeviceMemoryError(UserError):
+    """The device (or the host) ran out of memory."""
+
+    exit_code = 6
+
+
+class LostPeerError(UserError):
+    """Another process of the run hangs or is gone."""
+
+    exit_code = 7

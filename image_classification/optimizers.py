@@ -1,0 +1,204 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers, weight-decay groups and learning-rate schedules.
+
+A schedule is a pure function of the optimizer step: nothing about it needs saving, and a resumed
+run continues on the same curve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+LR_SCHEDULES = ("step", "linear", "cosine")
+OPTIMIZERS = ("sgd", "adamw", "rmsprop")
+
+# Fractions of the training at which "step" divides the rate by 10: epochs 30, 60 and 80 of 90.
+STEP_MILESTONES = (30 / 90, 60 / 90, 80 / 90)
+
+_NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, decay_all: bool = False
+) -> list[dict[str, Any]]:
+    """Splits the parameters into a decayed and an undecayed group.
+
+    Normalisation layers (found by type, so that those of the shortcuts are included) and biases
+    are not decayed, as in Goyal et al. 2017 (arXiv:1706.02677, section 5.3).
+
+    Args:
+        model: The network, without a DistributedDataParallel wrapper.
+        weight_decay: L2 coefficient of the decayed group, >= 0.
+        decay_all: Decay every parameter (`--bn-weight-decay`).
+
+    Returns:
+        Two groups with keys "params", "names" and "weight_decay".
+    """
+    decayed: dict[str, nn.Parameter] = {}
+    undecayed: dict[str, nn.Parameter] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            plain = isinstance(module, _NORMALIZATION) or name == "bias"
+            group = undecayed if plain and not decay_all else decayed
+            group[f"{module_name}.{name}" if module_name else name] = parameter
+    return [
+        {"params": list(group.values()), "names": list(group), "weight_decay": decay}
+        for group, decay in ((decayed, weight_decay), (undecayed, 0.0))
+        if group
+    ]
+
+
+def create_optimizer(
+    name: str,
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    rmsprop_alpha: float = 0.9,
+    rmsprop_eps: float = 1e-3,
+    decay_all: bool = False,
+    fused: bool = False,
+) -> torch.optim.Optimizer:
+    """Builds the optimizer over the model's parameter groups.
+
+    Args:
+        name: One of `OPTIMIZERS`.
+        model: The network whose parameters are trained.
+        lr: Initial learning rate; the schedule overwrites it before each step.
+        weight_decay: L2 coefficient, >= 0.
+        momentum: Momentum of sgd and rmsprop; beta1 of adamw.
+        nesterov: Nesterov momentum (sgd).
+        rmsprop_alpha: Smoothing constant of rmsprop.
+        rmsprop_eps: Term added to the denominator of rmsprop.
+        decay_all: Decay normalisation parameters and biases too.
+        fused: One kernel for all parameters (sgd and adamw, devices that have it).
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    groups = parameter_groups(model, weight_decay, decay_all=decay_all)
+    extra = {"fused": True} if fused else {}
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, **extra)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), **extra)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(
+            groups, lr=lr, alpha=rmsprop_alpha, eps=rmsprop_eps, momentum=momentum
+        )
+    raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
+
+
+def lr_policy(
+    schedule: str,
+    base_lr: float,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    end_lr: float = 0.0,
+) -> Callable[[int], float]:
+    """Builds the learning rate as a function of the optimizer step.
+
+    The warm-up rises linearly and reaches `base_lr` once, at step `warmup_steps - 1`; linear and
+    cosine reach `end_lr` exactly at the last step.
+
+    Args:
+        schedule: "step" (divided by 10 at 1/3, 2/3 and 8/9 of the training, that is epochs 30, 60
+            and 80 of 90), "linear" or "cosine" (arXiv:1608.03983, one cycle).
+        base_lr: Peak learning rate.
+        total_steps: Optimizer steps of the whole training, >= 1.
+        warmup_steps: Optimizer steps of the warm-up, included in `total_steps`.
+        end_lr: Rate of the last step (linear and cosine).
+
+    Returns:
+        `lr(step)` for step = 0 ... total_steps - 1; later steps get the rate of the last one.
+
+    Raises:
+        ValueError: Unknown schedule.
+    """
+    peak = max(warmup_steps - 1, 0)
+    falling_steps = max(total_steps - 1 - peak, 1)
+
+    def progress(step: int) -> float:
+        return min((step - peak) / falling_steps, 1.0)
+
+    def decayed_step(step: int) -> float:
+        passed = sum(step >= round(total_steps * fraction) for fraction in STEP_MILESTONES)
+        return base_lr * 0.1**passed
+
+    def linear(step: int) -> float:
+        return base_lr + (end_lr - base_lr) * progress(step)
+
+    def cosine(step: int) -> float:
+        if progress(step) == 1.0:
+            return end_lr
+        return end_lr + (base_lr - end_lr) * 0.5 * (1.0 + math.cos(math.pi * progress(step)))
+
+    policies = {"step": decayed_step, "linear": linear, "cosine": cosine}
+    if schedule not in policies:
+        raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(LR_SCHEDULES)}")
+    policy = policies[schedule]
+
+    def lr(step: int) -> float:
+        if step < warmup_steps:
+            return base_lr * (step + 1) / warmup_steps
+        return policy(step)
+
+    return lr
+
+
+def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """Returns the optimizer's state (momentum buffers, ...) keyed by parameter name, on the CPU."""
+    return {
+        name: {
+            key: value.detach().cpu() if isinstance(value, torch.Tensor) else value
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+    }
+
+
+def load_state_by_name(
+    optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]
+) -> list[str]:
+    """Restores what `state_by_name` returned; hyper-parameters stay those of the command line.
+
+    Args:
+        optimizer: Optimizer over the same parameters.
+        state: State keyed by parameter name.
+
+    Returns:
+        Names of parameters without an entry in `state`; empty when everything was restored.
+    """
+    parameters = {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+    }
+    restored = optimizer.state_dict()  # groups with today's hyper-parameters
+    restored["state"] = {
+        index: {key: _strided_like(parameter, value) for key, value in state[name].items()}
+        for index, (name, parameter) in enumerate(parameters.items())
+        if state.get(name)
+    }
+    optimizer.load_state_dict(restored)
+    return [name for name in parameters if name not in state]
+
+
+def _strided_like(parameter: torch.Tensor, value: Any) -> Any:
+    """Gives a buffer of the parameter's shape the parameter's memory format."""
+    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)

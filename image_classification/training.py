@@ -1,0 +1,375 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: one step, one epoch.
+
+The host never waits for the device inside a step. Sums of loss and hits stay on the device and are
+read at log lines only; with `--print-freq` N the host waits once in N steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from image_classification.augmentation import hash64
+from image_classification.distributed import sum_over_ranks
+from image_classification.ema import ModelEma
+from image_classification.errors import DivergedError, UsageError
+from image_classification.metrics import Rates, Throughput
+from image_classification.mixup import draw_mixup, mix_images, partner
+from image_classification.optimizers import load_state_by_name, state_by_name
+
+if TYPE_CHECKING:
+    from image_classification.dataloaders import Loader
+    from image_classification.device import Device
+    from image_classification.logger import Logger
+
+# First values of hash64 streams that are not image augmentation.
+_STREAM_MIXUP = 0x6D69787570
+_STREAM_DROPOUT = 0x64726F70
+
+_RANDOM_LAYERS = (nn.modules.dropout._DropoutNd,)
+
+
+def accumulation_steps(batch_size: int, world_size: int, optimizer_batch: int) -> int:
+    """Returns how many batches per device make one optimizer step.
+
+    Args:
+        batch_size: Images per device and batch.
+        world_size: Number of devices.
+        optimizer_batch: Images per optimizer step over all devices, -1 for one batch per device.
+
+    Raises:
+        UsageError: `optimizer_batch` is not a multiple of the images of one batch per device.
+    """
+    group = batch_size * world_size
+    if optimizer_batch > 0 and optimizer_batch % group:
+        raise UsageError(
+            f"--optimizer-batch-size {optimizer_batch} is not a multiple of {group} (--batch-size "
+            f"{batch_size} x {world_size} devices); nearest: "
+            f"{max(1, round(optimizer_batch / group)) * group}"
+        )
+    return optimizer_batch // group if optimizer_batch > 0 else 1
+
+
+class Sums(NamedTuple):
+    """Sums over the images of an interval, over all ranks.
+
+    Attributes:
+        loss: Sum of the loss over the images.
+        hits: Images whose most probable class is their target.
+        images: Number of images.
+        grad_norm: L2 norm of the last gradient before clipping, 0 without clipping.
+    """
+
+    loss: float = 0.0
+    hits: int = 0
+    images: int = 0
+    grad_norm: float = 0.0
+
+    def plus(self, later: Sums) -> Sums:
+        """Adds a later interval."""
+        return Sums(
+            self.loss + later.loss,
+            self.hits + later.hits,
+            self.images + later.images,
+            later.grad_norm,
+        )
+
+
+class Trainer:
+    """Owns everything a step changes: weights, optimizer, scaler, EMA and the step counters.
+
+    Attributes:
+        model: The network itself, for validation and saving.
+        ema: The averaged network, or None.
+        step: Optimizer steps attempted so far in the whole training; the schedule follows it.
+        skipped_steps: Steps that the gradient scaler skipped because of an overflow.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: nn.Module,
+        criterion: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr: Callable[[int], float],
+        *,
+        device: Device,
+        amp_dtype: torch.dtype | None,
+        scaler: Any,
+        accumulation_steps: int = 1,
+        clip_grad_norm: float | None = None,
+        mixup_alpha: float = 0.0,
+        ema: ModelEma | None = None,
+        freeze_bn: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Wires the parts.
+
+        Args:
+            model: The network without wrappers, on the device.
+            forward: What is called in training: the network or its DistributedDataParallel wrapper.
+            criterion: Mean loss of (logits [N, C], target [N]).
+            optimizer: Optimizer whose groups carry "names" (see optimizers.parameter_groups).
+            lr: Learning rate as a function of the optimizer step.
+            device: The device of this process.
+            amp_dtype: Autocast type, None for FP32.
+            scaler: Gradient scaler of the device (a disabled one outside float16).
+            accumulation_steps: Batches per optimizer step, >= 1.
+            clip_grad_norm: Largest global L2 norm of the gradients, None for no clipping.
+            mixup_alpha: MixUp's Beta parameter, 0 for none.
+            ema: Averaged copy of `model`, updated after each optimizer step.
+            freeze_bn: Keep BatchNorm statistics fixed (evaluation mode) while training.
+            seed: Seed of MixUp and dropout.
+            rank: Rank of this process (its dropout masks differ from the others').
+            world_size: Number of ranks, for the throughput.
+        """
+        self.model = model
+        self.forward = forward
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.lr = lr
+        self.device = device
+        self.amp_dtype = amp_dtype
+        self.scaler = scaler
+        self.accumulation_steps = accumulation_steps
+        self.clip_grad_norm = clip_grad_norm
+        self.mixup_alpha = mixup_alpha
+        self.ema = ema
+        self.freeze_bn = freeze_bn
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.step = 0
+        self.skipped_steps = 0
+        self._micro_step = 0
+        self._warm = False
+        self._reseed = any(
+            isinstance(layer, _RANDOM_LAYERS) and layer.p > 0 for layer in model.modules()
+        )
+        # [loss sum, hits, images, skipped steps, gradient norm] since the last log line
+        self._sums = torch.zeros(5, device=device.torch_device)
+
+    def train_step(self, images: torch.Tensor, target: torch.Tensor) -> None:
+        """Runs one batch forward and backward and, when a group of batches is full, one update.
+
+        Args:
+            images: [N, 3, H, W] on the device.
+            target: Class indices [N], int64, on the device.
+        """
+        last = self._micro_step == self.accumulation_steps - 1
+        key = hash64(self.seed, self.step, self._micro_step)
+        if self._reseed:
+            self.device.seed(int(hash64(key, _STREAM_DROPOUT, self.rank)))
+        with self._gradient_sync(last), self.device.autocast(self.amp_dtype):
+            loss, logits = self._loss(images, target, int(hash64(key, _STREAM_MIXUP)))
+            # The mean over the group: each batch contributes its share.
+            self.scaler.scale(loss / self.accumulation_steps).backward()
+        self._add_to_sums(loss, logits, target)
+        self._micro_step = 0 if last else self._micro_step + 1
+        if last:
+            self._update()
+
+    def train_epoch(
+        self,
+        loader: Loader,
+        epoch: int,
+        *,
+        epochs: int,
+        num_batches: int,
+        print_freq: int,
+        logger: Logger,
+    ) -> dict[str, float | None]:
+        """Trains on `num_batches` batches of the loader.
+
+        Args:
+            loader: Yields (images, target) on the device, positioned at the start of the epoch.
+            epoch: Epoch number from 0, for the log.
+            epochs: Number of epochs of the whole training, for the log.
+            num_batches: Batches of this epoch, a multiple of the accumulation steps.
+            print_freq: Batches between log lines.
+            logger: Receives a row per log line and the moving progress.
+
+        Returns:
+            Metrics of the epoch: mean loss, top-1 (%), images/s, times (s).
+
+        Raises:
+            DivergedError: The loss of a log interval is not finite.
+        """
+        self._enter_train_mode()
+        # Compilation, autotuning and worker start-up belong to the first steps of the process.
+        throughput = Throughput(warmup=0 if self._warm else min(10, num_batches // 4))
+        self._warm = True
+        totals = Sums()
+        row: dict[str, float | None] = {}
+        batches = throughput.timed(loader, num_batches)
+        for iteration, (images, target) in enumerate(batches, 1):
+            self.train_step(images, target)
+            if iteration == throughput.warmup:
+                self.device.synchronize()
+            at_log_line = iteration % print_freq == 0
+            if at_log_line or iteration == num_batches:
+                interval = self._read_sums()
+                totals = totals.plus(interval)
+            throughput.step_done(len(target) * self.world_size)
+            if at_log_line:
+                row = self._metrics(interval, throughput.window_rates())
+                logger.log((epoch, iteration), row)
+                self._check_finite(interval, epoch, iteration)
+            logger.progress("train", epoch, epochs, iteration, num_batches, row or None)
+        self._check_finite(totals, epoch, num_batches)
+        return self._metrics(totals, throughput.rates())
+
+    def models(self) -> dict[str, nn.Module]:
+        """Returns what to validate, by metric prefix: the network and, last, its average."""
+        return {"val": self.model} | ({"val_ema": self.ema.model} if self.ema else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint needs of the training: see the keys in checkpoint.py."""
+        return {
+            "state_dict": self.model.state_dict(),
+            "state_dict_ema": self.ema.state() if self.ema else None,
+            "optimizer": state_by_name(self.optimizer),
+            "amp": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+            "counters": {
+                "step": self.step,
+                "skipped_steps": self.skipped_steps,
+                "ema_updates": self.ema.updates if self.ema else 0,
+            },
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> list[str]:
+        """Restores what `state_dict` returned, except the weights, which the model has already.
+
+        Args:
+            saved: The checkpoint.
+
+        Returns:
+            One line per part that the checkpoint does not have.
+        """
+        missing = []
+        if load_state_by_name(self.optimizer, saved["optimizer"]):
+            missing.append("the checkpoint lacks optimizer state of some parameters")
+        counters = saved["counters"]
+        self.step = int(counters["step"])
+        self.skipped_steps = int(counters["skipped_steps"])
+        if self.scaler.is_enabled():
+            if saved.get("amp"):
+                self.scaler.load_state_dict(saved["amp"])
+            else:
+                missing.append("the checkpoint has no loss scale: it starts anew")
+        if self.ema is not None:
+            if saved.get("state_dict_ema") is not None:
+                self.ema.load(saved["state_dict_ema"], int(counters["ema_updates"]))
+            else:
+                missing.append("the checkpoint has no EMA weights: the average starts now")
+        return missing
+
+    def _enter_train_mode(self) -> None:
+        self.forward.train()
+        self.model.train()
+        if self.freeze_bn:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        self._micro_step = 0
+        self._sums.zero_()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Lets DistributedDataParallel add up gradients in the last batch of a group only."""
+        if last or not hasattr(self.forward, "no_sync"):
+            return contextlib.nullcontext()
+        return self.forward.no_sync()
+
+    def _loss(
+        self, images: torch.Tensor, target: torch.Tensor, key: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.mixup_alpha:
+            logits = self.forward(images)
+            return self.criterion(logits, target), logits
+        draw = draw_mixup(self.mixup_alpha, len(images), key)
+        logits = self.forward(mix_images(images, draw))
+        # Cross entropy is linear in the target distribution: no soft targets are needed.
+        own = self.criterion(logits, target)
+        other = self.criterion(logits, partner(target, draw))
+        return draw.weight * own + (1.0 - draw.weight) * other, logits
+
+    @torch.no_grad()
+    def _add_to_sums(self, loss: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> None:
+        hits = (logits.argmax(dim=1) == target).sum()
+        self._sums[0] += loss.detach() * len(target)
+        self._sums[1] += hits
+        self._sums[2] += len(target)
+
+    def _read_sums(self) -> Sums:
+        """Reads and clears the sums since the last call, added over all ranks: the host waits."""
+        loss, hits, images, skipped, grad_norm = self._sums.tolist()
+        self._sums.zero_()
+        self.skipped_steps += int(skipped)  # the same on every rank: gradients are shared
+        loss, hits, images = sum_over_ranks([loss, hits, images])
+        return Sums(loss, int(hits), int(images), grad_norm)
+
+    def _update(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(self.step)
+        if self.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+            self._sums[4] = norm.detach()
+        # Without a fused optimizer an enabled scaler waits here once to learn of an overflow.
+        self.scaler.step(self.optimizer)
+        for found in self._overflow_flags():
+            self._sums[3] += found.sum().to(self._sums.device)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update()
+
+    def _overflow_flags(self) -> list[torch.Tensor]:
+        """Returns the scaler's flags of this step, which torch keeps on the device."""
+        if not self.scaler.is_enabled() or not hasattr(self.scaler, "_found_inf_per_device"):
+            return []
+        return list(self.scaler._found_inf_per_device(self.optimizer).values())
+
+    def _metrics(self, sums: Sums, rates: Rates) -> dict[str, float | None]:
+        """Builds a log row; called at log lines, where the host has waited already."""
+        row: dict[str, float | None] = {
+            "train.loss": sums.loss / max(sums.images, 1),
+            "train.top1": 100.0 * sums.hits / max(sums.images, 1),
+            "train.compute_ips": rates.compute_ips,
+            "train.total_ips": rates.total_ips,
+            "train.data_time": rates.data_time,
+            "train.compute_time": rates.compute_time,
+            "train.data_wait": rates.data_wait_percent,
+            "train.lr": self.lr(max(self.step - 1, 0)),
+            "train.grad_scale": self.scaler.get_scale() if self.scaler.is_enabled() else 1.0,
+            "train.skipped_steps": self.skipped_steps,
+        }
+        if self.clip_grad_norm is not None:
+            row["train.grad_norm"] = sums.grad_norm
+        memory = self.device.memory()
+        if memory is not None:
+            row["device.memory_peak"] = memory.peak / 2**20
+        return row | self.device.telemetry()
+
+    def _check_finite(self, sums: Sums, epoch: int, iteration: int) -> None:
+        if math.isfinite(sums.loss):
+            return
+        # An overflow that the scaler skipped may leave a non-finite loss behind without harm.
+        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0:
+            return
+        raise DivergedError(
+            f"the loss is not finite (epoch {epoch}, iteration {iteration}, optimizer step "
+            f"{self.step}, lr {self.lr(max(self.step - 1, 0)):.6g}); try a lower --lr, a longer "
+            "--warmup or --clip-grad-norm 1; the last checkpoint is from before"
+        )

@@ -1,0 +1,158 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over the validation images: every image counts exactly once, on any number of ranks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from image_classification.distributed import sum_over_ranks
+from image_classification.errors import DataError
+from image_classification.metrics import (
+    Latency,
+    LatencyMeter,
+    Rates,
+    Throughput,
+    topk_correct,
+)
+
+if TYPE_CHECKING:
+    from image_classification.dataloaders import Loader
+    from image_classification.device import Device
+    from image_classification.logger import Logger
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The result of a pass.
+
+    Attributes:
+        loss: Mean loss over all images.
+        correct1: Images whose target has the highest logit.
+        correctk: Images whose target is among the k highest logits.
+        seen: Images evaluated, over all ranks.
+        topk: The k of `correctk`.
+        speed: Images per second, times (s) and latencies (s), by metric name without prefix.
+    """
+
+    loss: float
+    correct1: int
+    correctk: int
+    seen: int
+    topk: int
+    speed: dict[str, float | None]
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy in percent."""
+        return 100.0 * self.correct1 / self.seen
+
+    def metrics(self, prefix: str) -> dict[str, float | None]:
+        """Returns the log row, names prefixed by "val" or "val_ema"."""
+        accuracy: dict[str, float | None] = {
+            "loss": self.loss,
+            "top1": self.top1,
+            f"top{self.topk}": 100.0 * self.correctk / self.seen,
+            "correct": self.correct1,
+            "seen": self.seen,
+        }
+        return {f"{prefix}.{name}": value for name, value in {**accuracy, **self.speed}.items()}
+
+
+@torch.inference_mode()
+def validate(
+    model: nn.Module,
+    loader: Loader,
+    criterion: nn.Module,
+    *,
+    device: Device,
+    amp_dtype: torch.dtype | None,
+    world_size: int,
+    topk: int = 5,
+    max_batches: int | None = None,
+    measure_latency: bool = False,
+    epoch: int = 0,
+    epochs: int = 1,
+    print_freq: int = 100,
+    logger: Logger,
+    prefix: str = "val",
+) -> Validation:
+    """Evaluates the model on the loader's images.
+
+    Args:
+        model: The network without wrappers (no collective runs in the forward pass).
+        loader: Yields (images, target) on the device; ranks may yield different numbers of batches.
+        criterion: Mean loss of (logits [N, C], target [N]).
+        device: The device of this process.
+        amp_dtype: Autocast type, None for the type of the weights.
+        world_size: Number of ranks, for the throughput.
+        topk: Second accuracy beside top-1.
+        max_batches: Stop after this many batches (a partial, quick look).
+        measure_latency: Wait for the device after each batch to time it (evaluation runs).
+        epoch: Epoch number for the log.
+        epochs: Number of epochs of the run, for the progress.
+        print_freq: Batches between log rows.
+        logger: Receives rows and progress.
+        prefix: "val" or "val_ema".
+
+    Returns:
+        Sums over all ranks.
+
+    Raises:
+        DataError: No rank saw an image.
+    """
+    model.eval()
+    loader.set_position(0, 0)
+    num_batches = min(len(loader), max_batches or len(loader))
+    warmup = min(5, num_batches // 4)
+    throughput, latency = Throughput(warmup), LatencyMeter(warmup)
+    loss_sum = torch.zeros((), device=device.torch_device)
+    correct = torch.zeros(2, dtype=torch.int64, device=device.torch_device)
+    seen = 0
+    row: dict[str, float | None] = {}
+    batches = throughput.timed(loader, num_batches)
+    for iteration, (images, target) in enumerate(batches, 1):
+        started = time.perf_counter()
+        with device.autocast(amp_dtype):
+            logits = model(images).float()
+        if measure_latency:
+            device.synchronize()
+            latency.add(time.perf_counter() - started)
+        loss_sum += criterion(logits, target) * len(target)
+        correct += topk_correct(logits, target, (1, topk))
+        seen += len(target)
+        if iteration % print_freq == 0:
+            row = {f"{prefix}.loss": float(loss_sum) / seen}
+            row[f"{prefix}.top1"] = 100.0 * int(correct[0]) / seen
+            logger.log((epoch, 0, iteration), row)
+        if iteration in (warmup, num_batches):
+            device.synchronize()
+        throughput.step_done(len(target) * world_size)
+        logger.progress(prefix, epoch, epochs, iteration, num_batches, row or None)
+    loss, correct1, correctk, total = sum_over_ranks(
+        [float(loss_sum), *(float(value) for value in correct.tolist()), seen]
+    )
+    if not total:
+        raise DataError("validation saw no image; check the val folder or val.txt")
+    speed = _speed(throughput.rates(), latency.summary())
+    return Validation(loss / total, int(correct1), int(correctk), int(total), topk, speed)
+
+
+def _speed(rates: Rates, latency: Latency | None) -> dict[str, float | None]:
+    speed = {
+        "compute_ips": rates.compute_ips,
+        "total_ips": rates.total_ips,
+        "data_time": rates.data_time,
+        "data_wait": rates.data_wait_percent,
+    }
+    if latency is not None:
+        speed["compute_latency"] = latency.average
+        speed["compute_latency_at95"] = latency.at95
+        speed["compute_latency_at99"] = latency.at99
+        speed["compute_latency_at100"] = latency.at100
+    return speed

@@ -1,0 +1,826 @@
+#!/usr/bin/env python3
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Trains and evaluates image classifiers on any accelerator.
+
+    python main.py sample:digits                                  # built-in data, any machine
+    python main.py /data/imagenet --amp                           # one device
+    python multiproc.py --nproc_per_node 8 main.py /data/imagenet --amp
+    python main.py /data/imagenet --evaluate --resume models/resnet50/model_best.pth.tar
+
+The file reads from top to bottom: options, their checks, then the run in execution order.
+Torch is imported after the options have been checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from image_classification.errors import CheckpointError, DeviceMemoryError, UsageError, UserError
+from models import find_arch, model_names
+
+if TYPE_CHECKING:
+    import torch
+
+    from image_classification.augmentation import EvalPreset, TrainPreset
+    from image_classification.dataloaders import Loader
+    from image_classification.datasets import Splits
+    from image_classification.device import Device
+    from image_classification.distributed import Launch
+    from image_classification.logger import Logger
+    from image_classification.training import Trainer
+    from image_classification.validation import Validation
+
+PACKAGE_ROOT = Path(__file__).resolve().parent
+BEST_NAME = "model_best.pth.tar"
+SAMPLE_PREFIX = "sample:"
+
+# ------------------------------------------------------------------------------------------------
+# Options
+# ------------------------------------------------------------------------------------------------
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Collects all problems of a command line instead of stopping at the first."""
+
+    def parse_all(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parses what can be parsed; returns it with one line per bad or unknown argument."""
+        rest, problems = list(argv), []
+        while True:
+            try:
+                args, unknown = self.parse_known_args(rest)
+            except argparse.ArgumentError as error:
+                problems.append(f"{error.argument_name}: {error.message}")
+                if not _drop_option(rest, str(error.argument_name).split("/")):
+                    return argparse.Namespace(), problems
+                continue
+            return args, problems + [f"unknown argument {word!r}; see -h" for word in unknown]
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _drop_option(words: list[str], names: list[str]) -> bool:
+    """Removes the last use of an option and its values from the words, in place."""
+    for index in range(len(words) - 1, -1, -1):
+        if words[index].split("=")[0] in names or words[index][:2] in names:
+            end = index + 1
+            while end < len(words) and not words[end].startswith("--") and "=" not in words[index]:
+                end += 1
+            del words[index:end]
+            return True
+    return False
+
+
+def build_parser() -> OptionParser:
+    """Declares every option; each group is one topic of `-h`."""
+    parser = OptionParser(
+        prog="main.py",
+        usage="main.py DIR [options]",
+        description="Train and evaluate image classifiers on cuda, npu, mlu, xpu or cpu.",
+        epilog="Exit codes: 0 done, 1 internal error, 2 usage or device, 3 data, 4 checkpoint, "
+        "5 diverged, 6 out of memory, 7 lost peer. One process per device: "
+        "python multiproc.py --nproc_per_node N main.py ...",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    _add_data_options(parser.add_argument_group("data"))
+    _add_augmentation_options(parser.add_argument_group("augmentation"))
+    _add_model_options(parser.add_argument_group("model"))
+    _add_device_options(parser.add_argument_group("device and precision"))
+    _add_training_options(parser.add_argument_group("training"))
+    _add_optimizer_options(parser.add_argument_group("optimizer and learning rate"))
+    _add_mode_options(parser.add_argument_group("what to run"))
+    _add_output_options(parser.add_argument_group("checkpoints, logs and workspace"))
+    return parser
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("directory", metavar="DIR", nargs="?",
+        help="folder with train/ and val/ (and train.txt, val.txt), or sample:digits")
+    add("--data", metavar="DIR", help="the same as the positional DIR")
+    add("--data-backend", default="auto", metavar="NAME", choices=DATA_BACKENDS,
+        help="auto, pytorch or synthetic (syntetic); fast and dali-* where installed")
+    add("--dummy_test", action="store_true", help="the same as --data-backend synthetic")
+    add("--synthetic-size", type=int, nargs=2, default=[1281167, 50000], metavar=("TRAIN", "VAL"),
+        help="images per epoch of the synthetic data (default: ImageNet's)")
+    add("--data-layout", default="auto", choices=["auto", "folder", "list"],
+        help="read class folders or train.txt/val.txt (auto: the lists where they exist)")
+    add("--num-classes", "--num_classes", type=int, metavar="N",
+        help="number of classes (default: from the data; 1000 for synthetic data)")
+    add("-j", "--workers", type=int, default=5, metavar="N",
+        help="loader processes per device; 0 loads in the training process (default: 5)")
+    add("--prefetch", type=int, default=2, metavar="N",
+        help="batches loaded ahead by each loader process (default: 2)")
+
+
+def _add_augmentation_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--image-size", type=int, metavar="PX",
+        help="side of the network's input (default: the network's own, 224)")
+    add("--val-resize", type=int, metavar="PX",
+        help="validation: short side before the centre crop (default: image size + 32)")
+    add("--interpolation", default="bilinear", choices=["bilinear", "bicubic", "triangular"],
+        help="resize filter, antialiased; triangular is bilinear's other name")
+    add("--crop-scale", type=float, nargs=2, default=[0.08, 1.0], metavar=("MIN", "MAX"),
+        help="area of training crops as a share of the image (default: 0.08 1)")
+    add("--hflip", type=float, default=0.5, metavar="P",
+        help="probability of a horizontal flip in training (default: 0.5)")
+    add("--augmentation", default="none", type=str.lower, choices=["none", "autoaugment"],
+        help="further policy for training images (needs torchvision)")
+    add("--mixup", type=float, default=0.0, metavar="ALPHA",
+        help="MixUp with Beta(alpha, alpha); 0 is off (default: 0)")
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("-a", "--arch", choices=model_names(), metavar="NAME",
+        help=f"network (default: resnet50): {', '.join(model_names())}")
+    add("-c", "--model-config", choices=["classic", "fanin", "grp-fanin", "grp-fanout"],
+        help="initialisation: classic (Kaiming fan_out, default) or fanin; grp-* are the same")
+    add("--conv_init", "--conv-init", choices=["fan_in", "fan_out"],
+        help="NVIDIA's name of the same choice")
+    add("--zero-init-last-bn", "--last_bn_0_init", type=_boolean, nargs="?", const=True,
+        default=False, metavar="BOOL",
+        help="start each residual branch with a zero BatchNorm weight")
+    add("--trt", type=_boolean, nargs="?", const=True, default=False, metavar="BOOL",
+        help="squeeze-and-excitation as 1x1 convolutions, for TensorRT")
+    add("--fused_se", "--fused-se", type=_boolean, nargs="?", const=True, default=True,
+        metavar="BOOL", help="squeeze-and-excitation: scale and add in one operation (default)")
+    add("--dropout", type=float, default=0.0, metavar="P",
+        help="dropout before the classifier (default: 0)")
+    add("--freeze-bn", action="store_true", help="keep BatchNorm statistics fixed in training")
+    add("--sync-bn", action="store_true",
+        help="BatchNorm statistics over all devices (accelerators only)")
+    add("--pretrained-weights", "--pretrained-from-file", "--weights", metavar="FILE",
+        help="start from these weights; another number of classes gets a new classifier")
+    add("--jit", default="no", choices=["no", "script"], help="script: train the TorchScript of it")
+
+
+def _add_device_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--device", default="auto", choices=["auto", "cuda", "gpu", "npu", "mlu", "xpu", "cpu"],
+        help="auto: the accelerator that is there, else cpu (default: auto)")
+    add("--gpu-id", "--gpu_id", type=int, metavar="N", help="index of the device, one process only")
+    add("--amp", action="store_true", help="mixed precision")
+    add("--amp-dtype", default="auto", choices=["auto", "bfloat16", "float16"],
+        help="auto: bfloat16 where the device is fast with it, else float16 with loss scaling")
+    add("--pyamp", action="store_true", help="the same as --amp")
+    add("--cnmix", action="store_true", help="mapped to --amp (see --opt_level)")
+    add("--opt_level", default="O1", choices=["O0", "O1", "O2", "O3", "O4"],
+        help="with --cnmix: O0 is FP32, the others are --amp")
+    add("--fp16", action="store_true", help="half-precision weights, with --evaluate only")
+    add("--tf32", action=argparse.BooleanOptionalAction, default=None,
+        help="TF32 matrix units on cuda (default: torch's setting)")
+    add("--static-loss-scale", type=float, metavar="S",
+        help="float16: fixed loss scale (initial one with --dynamic-loss-scale)")
+    add("--dynamic-loss-scale", action="store_true",
+        help="float16: adapt the loss scale (default unless --static-loss-scale is given)")
+    add("--memory-format", default="auto", choices=["auto", "nchw", "nhwc"],
+        help="auto: nhwc (channels last) with --amp on cuda and cpu, else nchw")
+    add("--deterministic", action="store_true", help="same bits in every run, slower on cuda")
+    add("--gpu-affinity", default="none", choices=AFFINITY_MODES, metavar="MODE",
+        help=f"bind the process to CPU cores: {', '.join(AFFINITY_MODES)}")
+    add("--dist-backend", choices=["nccl", "hccl", "cncl", "xccl", "gloo"],
+        help="collective library (default: the device's own)")
+    add("--world-size", type=int, metavar="NODES", help="number of nodes the launcher must have")
+    add("--addr", metavar="HOST", help="master address the launcher must have")
+
+
+def _add_training_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--epochs", type=int, default=90, metavar="N",
+        help="epochs in all, those before a resume included (default: 90)")
+    add("--run-epochs", type=int, default=-1, metavar="N", help="run at most N epochs this time")
+    add("-b", "--batch-size", type=int, default=256, metavar="N",
+        help="images per device and step (default: 256)")
+    add("--optimizer-batch-size", type=int, default=-1, metavar="N",
+        help="images per optimizer step over all devices, by gradient accumulation")
+    add("--label-smoothing", type=float, default=0.0, metavar="E", help="default: 0")
+    add("--use-ema", type=float, metavar="DECAY",
+        help="also average the weights, e.g. 0.9999; the best model follows the average")
+    add("--early-stopping-patience", type=int, default=-1, metavar="N",
+        help="stop after N epochs without a better top-1")
+    add("--seed", type=int, metavar="N", help="default: drawn, printed and stored")
+    add("--seeds", type=_int_list, metavar="A,B,...",
+        help="one run per seed in <workspace>/seed_<n>, then mean and spread of top-1")
+
+
+def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--optimizer", default="sgd", choices=["sgd", "adamw", "rmsprop"], help="default: sgd")
+    add("--lr", "--learning-rate", type=float, metavar="LR",
+        help="peak rate (default: 0.256 x images per optimizer step / 256)")
+    add("--lr-schedule", default="step", choices=["step", "linear", "cosine"],
+        help="step divides by 10 at 1/3, 2/3 and 8/9 of the epochs (default)")
+    add("--warmup", type=float, default=0, metavar="EPOCHS", help="linear warm-up (default: 0)")
+    add("--end-lr", type=float, default=0.0, metavar="LR", help="last rate of linear and cosine")
+    add("--momentum", "--mom", type=float, default=0.9, metavar="M", help="default: 0.9")
+    add("--weight-decay", "--wd", type=float, default=1e-4, metavar="W", help="default: 1e-4")
+    add("--bn-weight-decay", action="store_true", help="also decay BatchNorm parameters and biases")
+    add("--nesterov", action="store_true", help="Nesterov momentum (sgd)")
+    add("--rmsprop-alpha", type=float, default=0.9, metavar="A", help="default: 0.9")
+    add("--rmsprop-eps", type=float, default=1e-3, metavar="E", help="default: 1e-3")
+    add("--clip-grad-norm", type=float, metavar="NORM", help="largest L2 norm of the gradients")
+
+
+def _add_mode_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--evaluate", action="store_true", help="validate once and exit, whatever --epochs says")
+    add("--training-only", action="store_true", help="no validation, so no best model either")
+    add("--topk", type=int, default=5, metavar="K", help="second accuracy (default: 5)")
+    add("--prof", type=int, default=-1, metavar="N",
+        help="only N iterations per training epoch and validation")
+    add("--iters", type=int, default=-1, metavar="N", help="only N iterations per training epoch")
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--workspace", metavar="DIR",
+        help="folder of the run (default: models/<run name>); a used one gets -2, -3, ...")
+    add("--run-name", metavar="NAME", help="default: the network's name")
+    add("--resume", metavar="PATH",
+        help="checkpoint to go on from; auto: the workspace's last one, if any")
+    add("--no-checkpoints", dest="save_checkpoints", action="store_false")
+    add("--checkpoint-filename", "--checkpoint", default="checkpoint.pth.tar", metavar="NAME",
+        help="name of the last checkpoint (default: checkpoint.pth.tar)")
+    add("--gather-checkpoints", type=int, nargs="?", const=-1, default=0, metavar="N",
+        help="also keep checkpoint_<epoch>.pth.tar of the last N epochs (bare: all)")
+    add("--raport-file", default="experiment_raport.json", metavar="NAME",
+        help="log of DLLL lines in the workspace (default: experiment_raport.json)")
+    add("-p", "--print-freq", type=int, default=10, metavar="N",
+        help="iterations between log lines (default: 10)")
+    add("--tensorboard", action="store_true", help="also write <workspace>/tensorboard")
+
+
+DATA_BACKENDS = [
+    "auto", "fast", "pytorch", "dali-cpu", "dali-gpu", "dali-mlu", "synthetic", "syntetic",
+]
+AFFINITY_MODES = [
+    "none", "socket", "socket_single", "socket_single_unique",
+    "socket_unique_interleaved", "socket_unique_contiguous",
+]
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected True or False, received {text!r}")
+    return values[text.lower()]
+
+
+def _int_list(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        message = f"expected numbers like 0,1,2, received {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+# ------------------------------------------------------------------------------------------------
+# Checks: everything that can be known before torch is imported
+# ------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parses the command line over the recipe of the named sample.
+
+    Returns:
+        The options, and one line per option that was mapped to another.
+
+    Raises:
+        UsageError: One line per problem, all of them at once.
+    """
+    parser = build_parser()
+    args, problems = parser.parse_all(argv)
+    name = getattr(args, "directory", None) or getattr(args, "data", None)
+    if _is_sample(name):
+        parser.set_defaults(**_sample_recipe(name))
+        args, problems = parser.parse_all(argv)
+    if not vars(args):
+        raise UsageError("\n".join(problems))
+    notes = _resolve_aliases(args, problems)
+    problems += validate_args(args)
+    if problems:
+        raise UsageError("\n".join(problems))
+    return args, notes
+
+
+def _is_sample(name: str | None) -> bool:
+    return name is not None and name.startswith(SAMPLE_PREFIX)
+
+
+def _sample_recipe(name: str) -> dict[str, Any]:
+    from image_classification.datasets import SAMPLES
+
+    sample = SAMPLES.get(name.removeprefix(SAMPLE_PREFIX))
+    if sample is None:
+        known = ", ".join(SAMPLE_PREFIX + known for known in SAMPLES)
+        raise UsageError(f"unknown sample {name!r}; known: {known}")
+    return dict(sample.recipe)
+
+
+def _resolve_aliases(args: argparse.Namespace, problems: list[str]) -> list[str]:
+    """Replaces other names of the same choice by ours; says what was mapped."""
+    notes = []
+    if args.directory and args.data and args.directory != args.data:
+        problems.append(f"DIR is {args.directory!r} and --data is {args.data!r}; give one of them")
+    args.data = args.data or args.directory
+    if args.dummy_test or args.data_backend == "syntetic":
+        args.data_backend = "synthetic"
+    if args.device == "gpu":
+        args.device = "cuda"
+    if args.cnmix and args.opt_level == "O0":
+        notes.append("--cnmix --opt_level O0 is FP32 here")
+    elif args.cnmix or args.pyamp:
+        notes.append(f"{'--cnmix' if args.cnmix else '--pyamp'} is --amp here")
+        args.amp = True
+    from_config = {None: None, "classic": "fan_out", "grp-fanout": "fan_out"}
+    config_init = from_config.get(args.model_config, "fan_in")
+    if config_init and args.conv_init and config_init != args.conv_init:
+        problems.append(f"-c {args.model_config} contradicts --conv_init {args.conv_init}")
+    args.conv_init = args.conv_init or config_init or "fan_out"
+    return notes
+
+
+def validate_args(args: argparse.Namespace) -> list[str]:
+    """Returns one line per bad value or combination: what, received, allowed, cure."""
+    problems = []
+
+    def require(ok: bool, line: str) -> None:
+        if not ok:
+            problems.append(line)
+
+    def at_least(option: str, minimum: float, also: float | None = None) -> None:
+        value = getattr(args, option.lstrip("-").replace("-", "_"))
+        ok = value is None or value >= minimum or value == also
+        extra = "" if also is None else f" or {also:g}"
+        require(ok, f"{option} {value}: must be at least {minimum:g}{extra}")
+
+    def within(option: str, low: float, high: float) -> None:
+        value = getattr(args, option.lstrip("-").replace("-", "_"))
+        require(value is None or low <= value <= high,
+                f"{option} {value}: must be between {low:g} and {high:g}")
+
+    synthetic = args.data_backend == "synthetic"
+    require(bool(args.data) or synthetic,
+            "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic")
+    require(args.data_backend in ("auto", "pytorch", "synthetic"), f"--data-backend "
+            f"{args.data_backend} is not available in this version; use pytorch")
+    for option in ("--batch-size", "--print-freq", "--topk", "--prefetch"):
+        at_least(option, 1)
+    for option in ("--workers", "--warmup", "--end-lr", "--weight-decay", "--mixup", "--gpu-id",
+                   "--lr", "--seed"):
+        at_least(option, 0)
+    for option in ("--epochs", "--num-classes", "--image-size", "--val-resize", "--world-size"):
+        at_least(option, 1)
+    for option in ("--run-epochs", "--optimizer-batch-size", "--prof", "--iters",
+                   "--early-stopping-patience"):
+        at_least(option, 1, also=-1)
+    at_least("--gather-checkpoints", 0, also=-1)
+    for option in ("--label-smoothing", "--dropout", "--hflip", "--momentum", "--rmsprop-alpha"):
+        within(option, 0, 1)
+    require(args.dropout < 1, "--dropout 1 leaves nothing to train; use less than 1")
+    require(args.use_ema is None or 0 <= args.use_ema < 1,
+            f"--use-ema {args.use_ema}: the decay must be in [0, 1), for example 0.9999")
+    low, high = args.crop_scale
+    require(0 < low <= high <= 1, f"--crop-scale {low} {high}: needs 0 < MIN <= MAX <= 1")
+    require(min(args.synthetic_size) >= 1, "--synthetic-size: both numbers must be at least 1")
+    for option in ("--clip-grad-norm", "--static-loss-scale", "--rmsprop-eps"):
+        value = getattr(args, option.lstrip("-").replace("-", "_"))
+        require(value is None or value > 0, f"{option} {value}: must be greater than 0")
+    problems += _check_combinations(args, synthetic)
+    return problems
+
+
+def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
+    rules = [
+        (args.fp16 and not args.evaluate,
+         "--fp16 is for inference: add --evaluate, or train with --amp"),
+        (args.fp16 and args.amp, "--fp16 and --amp exclude each other; give one"),
+        (args.evaluate and args.training_only, "--evaluate and --training-only exclude each other"),
+        (args.evaluate and args.resume == "auto", "--evaluate needs the path: --resume PATH"),
+        (args.evaluate and not (args.resume or args.pretrained_weights or synthetic),
+         "--evaluate would measure random weights: add --resume PATH or --pretrained-weights FILE"),
+        (args.evaluate and args.seeds, "--seeds trains: drop --evaluate"),
+        (args.seeds and args.seed is not None, "--seed and --seeds exclude each other"),
+        (args.seeds and args.resume not in (None, "auto"),
+         "--seeds starts several runs: it goes with --resume auto only"),
+        (args.resume and args.pretrained_weights,
+         "--resume brings its own weights: drop --pretrained-weights"),
+        (args.nesterov and args.optimizer != "sgd", "--nesterov is for --optimizer sgd"),
+        (args.nesterov and args.momentum == 0, "--nesterov needs --momentum above 0"),
+        (args.training_only and args.early_stopping_patience > 0,
+         "--early-stopping-patience needs the validation that --training-only leaves out"),
+        (args.val_resize and args.image_size and args.val_resize < args.image_size,
+         f"--val-resize {args.val_resize} is smaller than --image-size {args.image_size}"),
+        (args.warmup > args.epochs,
+         f"--warmup {args.warmup:g} is longer than --epochs {args.epochs}"),
+        (args.amp_dtype != "auto" and not args.amp, f"--amp-dtype {args.amp_dtype} needs --amp"),
+        (args.tf32 is not None and args.device not in ("auto", "cuda"),
+         f"--tf32 is a switch of cuda, the device is {args.device}"),
+        (Path(args.checkpoint_filename).name != args.checkpoint_filename,
+         f"--checkpoint-filename {args.checkpoint_filename}: a name without folders"),
+        (Path(args.raport_file).name != args.raport_file,
+         f"--raport-file {args.raport_file}: a name without folders"),
+        (args.run_name is not None and Path(args.run_name).name != args.run_name,
+         f"--run-name {args.run_name}: a name without folders"),
+    ]
+    return [line for broken, line in rules if broken]
+
+
+# ------------------------------------------------------------------------------------------------
+# The run, in execution order
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the parts of one run share."""
+
+    args: argparse.Namespace
+    launch: Launch
+    device: Device
+    workspace: Path
+    logger: Logger
+    saved: dict[str, Any] | None
+    seed: int
+    accumulation_steps: int
+    amp_dtype: torch.dtype | None
+    memory_format: torch.memory_format
+
+    @property
+    def optimizer_batch(self) -> int:
+        """Images per optimizer step over all devices."""
+        return int(self.args.batch_size * self.launch.world_size * self.accumulation_steps)
+
+
+def run(args: argparse.Namespace, notes: list[str]) -> None:
+    """Binds the device, joins the other processes and runs every seed."""
+    from image_classification import affinity, distributed
+    from image_classification.device import Device
+    from image_classification.metrics import mean_and_spread
+
+    launch = distributed.read_launch()
+    distributed.check_launch(
+        launch, num_nodes=args.world_size, master_addr=args.addr, device_index=args.gpu_id)
+    device = Device.select(args.device, launch.local_rank, args.gpu_id)
+    device.configure(tf32=args.tf32, deterministic=args.deterministic)
+    affinity.bind(args.gpu_affinity, launch.local_rank, launch.local_world_size)
+    distributed.init(launch, device, args.dist_backend)
+    try:
+        top1 = [run_seed(args, launch, device, seed, notes) for seed in args.seeds or [args.seed]]
+    except Exception as error:
+        if device.is_out_of_memory(error):
+            raise DeviceMemoryError(device.explain_out_of_memory(error, args.batch_size)) from error
+        raise
+    if args.seeds and launch.primary and None not in top1:
+        print(f"top-1 over {len(top1)} seeds: {mean_and_spread(top1)} %")
+    distributed.shutdown()
+
+
+def run_seed(
+    args: argparse.Namespace, launch: Launch, device: Device, seed: int | None, notes: list[str]
+) -> float | None:
+    """One whole run; returns the best top-1 in percent, None if nothing was validated."""
+    import torch
+
+    from image_classification import checkpoint, distributed, training
+    from image_classification.logger import create_logger, new_run_id
+    from image_classification.workspace import open_workspace
+
+    started = time.perf_counter()
+    args = argparse.Namespace(**vars(args))
+    # ---- workspace, checkpoint, log
+    workspace = open_workspace(
+        wanted_workspace(args, seed), primary=launch.primary,
+        traces=[args.checkpoint_filename, BEST_NAME, args.raport_file, "metrics.jsonl"],
+        reuse=args.resume is not None or args.evaluate)
+    saved = checkpoint.load_resume(args.resume, workspace / args.checkpoint_filename)
+    adopt_network(args, saved)
+    if seed is None:
+        seed = saved["seed"] if saved else distributed.shared_seed()
+    accumulation = training.accumulation_steps(
+        args.batch_size, launch.world_size, args.optimizer_batch_size)
+    amp_dtype, precision = None, "FP16 weights" if args.fp16 else "FP32"
+    if args.amp:
+        amp_dtype, precision = device.amp_dtype(args.amp_dtype)
+    logger = create_logger(
+        workspace=workspace, report_file=args.raport_file, primary=launch.primary, append=True,
+        run_id=new_run_id(), tensorboard=args.tensorboard)
+    with logger:
+        state = Run(args, launch, device, workspace, logger, saved, seed, accumulation, amp_dtype,
+                    choose_memory_format(args, device))
+        # ---- data, model
+        splits = load_data(state)
+        model = build_model(state, splits.num_classes)
+        train_loader, val_loader = build_loaders(state, splits)
+        logger.parameters({**vars(args), "seed": seed, "num_classes": splits.num_classes,
+                           "processes": launch.world_size, "device_name": device.name,
+                           "torch": torch.__version__})
+        for note in [*notes, f"{launch.world_size} x {device}, {precision}, seed {seed}",
+                     f"workspace {workspace}", *splits.warnings]:
+            logger.message(note)
+        # ---- evaluate or train
+        if args.evaluate:
+            result = validate_model(state, model, val_loader, "val", 0)
+            logger.log((), result.metrics("val"))
+            top1: float | None = result.top1
+        else:
+            trainer = build_trainer(state, model, train_loader)
+            top1 = train(state, trainer, train_loader, val_loader, splits)
+            logger.summary({"run.top1_best": top1, "run.duration": time.perf_counter() - started})
+        report(state, top1, time.perf_counter() - started)
+    return top1
+
+
+# ---- workspace and checkpoint ------------------------------------------------------------------
+
+
+def wanted_workspace(args: argparse.Namespace, seed: int | None) -> Path:
+    """The folder of --workspace, else models/<run name, sample or network>."""
+    sample = args.data.removeprefix(SAMPLE_PREFIX) if _is_sample(args.data) else None
+    name = args.run_name or sample or args.arch or "resnet50"
+    base = Path(args.workspace) if args.workspace else PACKAGE_ROOT / "models" / name
+    return base / f"seed_{seed}" if args.seeds else base
+
+
+def adopt_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
+    """Fills in network and input size: the command line's, else the checkpoint's, else ours."""
+    if saved is not None:
+        if args.arch not in (None, saved["arch"]):
+            raise CheckpointError(
+                f"--resume {args.resume} holds a {saved['arch']}, --arch asks for {args.arch}; "
+                "drop --arch or choose another checkpoint")
+        args.arch = saved["arch"]
+        preset = saved["preprocessing"]["val"]
+        args.image_size = args.image_size or preset["image_size"]
+        args.val_resize = args.val_resize or preset["resize_size"]
+    args.arch = args.arch or "resnet50"
+    args.image_size = args.image_size or find_arch(args.arch).image_size
+    args.val_resize = args.val_resize or args.image_size + 32
+
+
+def choose_memory_format(args: argparse.Namespace, device: Device) -> torch.memory_format:
+    """Resolves --memory-format; channels last pays with the matrix units that AMP uses."""
+    import torch
+
+    automatic = args.memory_format == "auto" and args.amp and device.type in ("cuda", "cpu")
+    nhwc = args.memory_format == "nhwc" or automatic
+    return torch.channels_last if nhwc else torch.contiguous_format
+
+
+# ---- data and model ----------------------------------------------------------------------------
+
+
+def load_data(state: Run) -> Splits:
+    """Indexes the images; checks train, val and the checkpoint's classes against each other."""
+    from image_classification import datasets
+    from image_classification.dataloaders import SyntheticIndex
+
+    args, data, saved = state.args, state.args.data, state.saved
+    if args.data_backend == "synthetic":
+        num_classes = args.num_classes or (saved["num_classes"] if saved else 1000)
+        train, val = (SyntheticIndex(size, num_classes) for size in args.synthetic_size)
+        return datasets.Splits(train, val, train.classes, num_classes, [])
+    if _is_sample(data):
+        folder = PACKAGE_ROOT / "data" / data.removeprefix(SAMPLE_PREFIX)
+        data = datasets.prepare_sample(data, folder)
+    splits = datasets.load_splits(
+        data, train=not args.evaluate, val=not args.training_only, layout=args.data_layout,
+        num_classes=args.num_classes)
+    if saved is None:
+        return splits
+    return datasets.adopt_classes(splits, saved["classes"], "the checkpoint")
+
+
+def presets(args: argparse.Namespace) -> tuple[TrainPreset, EvalPreset]:
+    """How training and validation images are cropped and resized."""
+    from image_classification.augmentation import EvalPreset, TrainPreset
+
+    policy = None if args.augmentation == "none" else args.augmentation
+    train = TrainPreset(
+        args.image_size, tuple(args.crop_scale), flip=args.hflip,
+        interpolation=args.interpolation, policy=policy)
+    return train, EvalPreset(args.image_size, args.val_resize, args.interpolation)
+
+
+def build_loaders(state: Run, splits: Splits) -> list[Loader | None]:
+    """Creates the loaders of train and val, None for a split that this run does not need."""
+    import torch
+
+    from image_classification.dataloaders import create_loader
+
+    args, loaders = state.args, []
+    for index, preset in zip((splits.train, splits.val), presets(args), strict=True):
+        loader = None if index is None else create_loader(
+            "synthetic" if args.data_backend == "synthetic" else "pytorch", index, preset,
+            device=state.device, batch_size=args.batch_size, rank=state.launch.rank,
+            world_size=state.launch.world_size, global_batch=state.optimizer_batch,
+            seed=state.seed, workers=args.workers, prefetch=args.prefetch,
+            memory_format=state.memory_format,
+            dtype=torch.float16 if args.fp16 else state.amp_dtype or torch.float32)
+        for note in loader.notes if loader else []:
+            state.logger.warning(note)
+        loaders.append(loader)
+    return loaders
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The create_model options of this command line; stored in checkpoints."""
+    options = {"conv_init": args.conv_init, "zero_init_last_bn": args.zero_init_last_bn,
+               "dropout": args.dropout}
+    if args.arch.startswith("se-"):
+        options |= {"se_as_conv": args.trt, "fused_se": args.fused_se}
+    return options
+
+
+def build_model(state: Run, num_classes: int) -> torch.nn.Module:
+    """Builds the network with the checkpoint's or the given weights, on the device."""
+    import torch
+
+    from image_classification.pretrained import load_pretrained, load_weights
+    from models import create_model
+
+    args, saved, messages = state.args, state.saved, []
+    torch.manual_seed(state.seed)
+    model = create_model(args.arch, num_classes, **model_options(args))
+    if saved is not None:
+        averaged = args.evaluate and saved.get("state_dict_ema") is not None
+        weights = saved["state_dict_ema" if averaged else "state_dict"]
+        load_weights(model, weights, args.resume, min_matched=1.0)
+        messages = ["evaluating the averaged (EMA) weights"] if averaged else []
+    elif args.pretrained_weights:
+        replace_head = not args.evaluate
+        loaded = load_pretrained(model, args.pretrained_weights, replace_head=replace_head)
+        messages = loaded.messages
+    for message in messages:
+        state.logger.message(message)
+    if args.sync_bn:
+        if not state.device.is_accelerator:
+            raise UsageError("--sync-bn needs an accelerator; on cpu run without it")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    dtype = torch.float16 if args.fp16 else torch.float32
+    model = model.to(state.device.torch_device, dtype, memory_format=state.memory_format)
+    return torch.jit.script(model) if args.jit == "script" else model
+
+
+# ---- training ----------------------------------------------------------------------------------
+
+
+def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer:
+    """Wires optimizer, schedule, scaler, EMA and the process group; restores their state."""
+    import torch
+
+    from image_classification import checkpoint, distributed, optimizers
+    from image_classification.ema import ModelEma
+    from image_classification.training import Trainer
+
+    args, device, launch = state.args, state.device, state.launch
+    base_lr = args.lr if args.lr is not None else 0.256 * state.optimizer_batch / 256
+    steps = batches_per_epoch(state, loader) // state.accumulation_steps
+    state.logger.message(
+        f"{steps} optimizer steps per epoch of {state.optimizer_batch} images ({args.batch_size} x "
+        f"{launch.world_size} devices x {state.accumulation_steps}), peak lr {base_lr:g}")
+    optimizer = optimizers.create_optimizer(
+        args.optimizer, model, lr=base_lr, weight_decay=args.weight_decay, momentum=args.momentum,
+        nesterov=args.nesterov, rmsprop_alpha=args.rmsprop_alpha, rmsprop_eps=args.rmsprop_eps,
+        decay_all=args.bn_weight_decay, fused=device.type == "cuda")
+    lr = optimizers.lr_policy(
+        args.lr_schedule, base_lr, total_steps=steps * args.epochs,
+        warmup_steps=round(steps * args.warmup), end_lr=args.end_lr)
+    dynamic = args.dynamic_loss_scale or args.static_loss_scale is None
+    trainer = Trainer(
+        model, distributed.wrap(model, launch, device, static_graph=state.accumulation_steps == 1),
+        torch.nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, lr,
+        device=device, amp_dtype=state.amp_dtype,
+        scaler=device.grad_scaler(state.amp_dtype, args.static_loss_scale, dynamic),
+        accumulation_steps=state.accumulation_steps, clip_grad_norm=args.clip_grad_norm,
+        mixup_alpha=args.mixup, freeze_bn=args.freeze_bn,
+        ema=None if args.use_ema is None else ModelEma(model, args.use_ema),
+        seed=state.seed, rank=launch.rank, world_size=launch.world_size)
+    if state.saved is not None:
+        lines = checkpoint.changed_settings(state.saved, vars(args))
+        for line in [*lines, *trainer.load_state_dict(state.saved)]:
+            state.logger.warning(line)
+    return trainer
+
+
+def batches_per_epoch(state: Run, loader: Loader) -> int:
+    """Batches of an epoch on each device: whole optimizer steps, within --prof and --iters."""
+    loader.set_position(0, 0)
+    limits = [limit for limit in (state.args.prof, state.args.iters) if limit > 0]
+    groups = min([len(loader), *limits]) // state.accumulation_steps
+    return max(groups, 1) * state.accumulation_steps
+
+
+def train(
+    state: Run, trainer: Trainer, train_loader: Loader, val_loader: Loader | None, splits: Splits
+) -> float | None:
+    """The epoch loop; returns the best top-1 in percent, None if nothing was ever validated."""
+    from image_classification import distributed
+
+    args, logger = state.args, state.logger
+    progress = {"epoch": 0, "best_prec1": None, "best_epoch": -1}
+    progress = {key: (state.saved or progress)[key] for key in progress}
+    first, last = progress["epoch"], args.epochs
+    if args.run_epochs > 0:
+        last = min(last, first + args.run_epochs)
+    num_batches = batches_per_epoch(state, train_loader)
+    if first >= last:
+        logger.message(f"nothing left to do: {first} of {args.epochs} epochs are done")
+    for epoch in range(first, last):
+        started = time.perf_counter()
+        train_loader.set_position(epoch, 0)
+        row = trainer.train_epoch(
+            train_loader, epoch, epochs=args.epochs, num_batches=num_batches,
+            print_freq=args.print_freq, logger=logger)
+        row["train.epoch_time"] = time.perf_counter() - started
+        distributed.broadcast_buffers(trainer.model)
+        is_best = False
+        if val_loader is not None:
+            for prefix, model in trainer.models().items():
+                result = validate_model(state, model, val_loader, prefix, epoch)
+                row |= result.metrics(prefix)
+            is_best = progress["best_prec1"] is None or result.top1 > progress["best_prec1"]
+            if is_best:  # of the average, which comes last, where there is one
+                progress |= {"best_prec1": result.top1, "best_epoch": epoch}
+        logger.log((epoch,), row)
+        progress["epoch"] = epoch + 1
+        if args.save_checkpoints and state.launch.primary:
+            save_checkpoint(state, trainer, splits, progress, is_best)
+        if 0 < args.early_stopping_patience <= epoch - progress["best_epoch"]:
+            logger.message(f"early stop: no better top-1 since epoch {progress['best_epoch']}")
+            break
+    return progress["best_prec1"]
+
+
+def validate_model(
+    state: Run, model: torch.nn.Module, loader: Loader, prefix: str, epoch: int
+) -> Validation:
+    """One validation with this run's settings."""
+    import torch
+
+    from image_classification.validation import validate
+
+    args = state.args
+    return validate(
+        model, loader, torch.nn.CrossEntropyLoss(), device=state.device,
+        amp_dtype=state.amp_dtype, world_size=state.launch.world_size, topk=args.topk,
+        max_batches=args.prof if args.prof > 0 else None, measure_latency=args.evaluate,
+        epoch=epoch, epochs=args.epochs, print_freq=args.print_freq, logger=state.logger,
+        prefix=prefix)
+
+
+def save_checkpoint(
+    state: Run, trainer: Trainer, splits: Splits, progress: dict[str, Any], is_best: bool
+) -> None:
+    """Writes the checkpoint from which epoch `progress["epoch"]` goes on (rank 0)."""
+    from image_classification import checkpoint
+
+    args = state.args
+    train_preset, val_preset = presets(args)
+    content = {
+        **progress, **trainer.state_dict(), "format": checkpoint.FORMAT, "samples_done": 0,
+        "arch": args.arch, "num_classes": splits.num_classes, "model_options": model_options(args),
+        "seed": state.seed, "classes": splits.classes, "config": vars(args),
+        "preprocessing": {"train": train_preset.to_dict(), "val": val_preset.to_dict()},
+    }
+    checkpoint.save(
+        checkpoint.to_cpu(content), state.workspace, filename=args.checkpoint_filename,
+        best=is_best, keep=args.gather_checkpoints)
+
+
+# ---- end ---------------------------------------------------------------------------------------
+
+
+def report(state: Run, top1: float | None, seconds: float) -> None:
+    """Says how it went and where everything lies."""
+    args = state.args
+    what = "evaluated" if args.evaluate else "finished"
+    accuracy = "" if top1 is None else f", {'' if args.evaluate else 'best '}top-1 {top1:.2f} %"
+    names = [args.checkpoint_filename, BEST_NAME, args.raport_file, "metrics.jsonl"]
+    files = [f"  {state.workspace / n}" for n in names if (state.workspace / n).exists()]
+    for line in [f"{what} in {seconds:.1f} s{accuracy}", *files, "Experiment ended"]:
+        state.logger.message(line)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line; user errors become one line each and an exit code."""
+    try:
+        run(*parse_args(argv))
+        return 0
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"main.py: error: {line}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
