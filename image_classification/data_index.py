@@ -1,0 +1,215 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""The index of one split: which files, which labels, which class names.
+
+Paths lie end to end in one byte array, so that a million images cost their path lengths plus
+16 bytes each, and no worker process ever touches the reference counts of a million strings.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classification.errors import DataError
+
+# The names that torchvision's ImageFolder takes, so that both see the same samples.
+IMAGE_EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Files and labels of one split in flat arrays.
+
+    Attributes:
+        root: Folder that the stored paths start from.
+        labels: int64 [N], each in 0 .. len(classes) - 1.
+        classes: Class names; the position is the label.
+        path_bytes: uint8, all relative paths end to end, in the file system's encoding.
+        path_offsets: int64 [N + 1]; path i is path_bytes[path_offsets[i]:path_offsets[i + 1]].
+        split: "train" or "val".
+        source: "folder" or "list".
+    """
+
+    root: Path
+    labels: NDArray[np.int64]
+    classes: list[str]
+    path_bytes: NDArray[np.uint8]
+    path_offsets: NDArray[np.int64]
+    split: str
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, i: int) -> str:
+        """The full path of image `i`."""
+        return os.path.join(self.root, os.fsdecode(self._relative(i)))
+
+    def paths(self, indices: Iterable[int] | NDArray[np.int64]) -> list[bytes]:
+        """The full paths of several images, as bytes in the file system's encoding."""
+        prefix = os.path.join(os.fsencode(self.root), b"")
+        return [prefix + self._relative(i) for i in indices]
+
+    def _relative(self, i: int | np.integer) -> bytes:
+        start, end = self.path_offsets[i], self.path_offsets[i + 1]
+        return self.path_bytes[start:end].tobytes()
+
+
+@dataclass
+class IndexBuilder:
+    """Collects paths and labels in flat buffers."""
+
+    _blob: bytearray = field(default_factory=bytearray)
+    _offsets: array[int] = field(default_factory=lambda: array("q", [0]))
+    _labels: array[int] = field(default_factory=lambda: array("q"))
+
+    def add(self, relative_path: bytes, label: int) -> None:
+        """Append one image."""
+        self._blob += relative_path
+        self._offsets.append(len(self._blob))
+        self._labels.append(label)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def labels(self) -> NDArray[np.int64]:
+        """int64 [N], a view of the labels so far; add nothing while it is in use."""
+        return np.frombuffer(self._labels, dtype=np.int64)
+
+    def relative_path(self, i: int) -> bytes:
+        """The path of image `i` as it was added."""
+        return bytes(self._blob[self._offsets[i] : self._offsets[i + 1]])
+
+    def relative_paths(self) -> Iterator[bytes]:
+        """The paths in order."""
+        return map(self.relative_path, range(len(self)))
+
+    def build(self, root: Path, classes: list[str], split: str, source: str) -> ImageIndex:
+        """The finished index."""
+        return ImageIndex(
+            root=root,
+            labels=np.array(self._labels, dtype=np.int64),
+            classes=classes,
+            path_bytes=np.frombuffer(bytes(self._blob), dtype=np.uint8),
+            path_offsets=np.array(self._offsets, dtype=np.int64),
+            split=split,
+            source=source,
+        )
+
+
+def printable(text: str | bytes | os.PathLike, limit: int = 300) -> str:
+    """`text` on one line for a message: control characters and undecodable bytes become "?".
+
+    File names come from outside and must not be able to steer the reader's terminal.
+    """
+    text = os.fsdecode(text)
+    clean = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
+def few(names: Iterable[str], count: int = 3) -> str:
+    """The first names for a message, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(printable(name, 60) for name in names[:count])
+    return shown + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def scan_class_folders(root: Path, split: str) -> ImageIndex:
+    """Index `root/<class>/**/<image>`; labels follow the sorted class names, as in torchvision.
+
+    Hidden files and folders are skipped. Symbolic links are followed; each folder counts once per
+    class, so a link to a parent folder does no harm.
+
+    Args:
+        root: Folder of the split.
+        split: "train" or "val", for the index and the messages.
+
+    Returns:
+        The index; samples are in the order of torchvision's ImageFolder.
+
+    Raises:
+        DataError: No class folder, a class folder without images, or an unreadable folder.
+    """
+    entries = _scan(root)
+    classes = sorted(entry.name for entry in entries if _is_folder(entry))
+    if not classes:
+        raise DataError(_no_classes_text(root, split, entries))
+    builder = IndexBuilder()
+    empty = []
+    for label, name in enumerate(classes):
+        before = len(builder)
+        for path in _class_images(os.path.join(root, name), name):
+            builder.add(os.fsencode(path), label)
+        if len(builder) == before:
+            empty.append(name)
+    if empty:
+        raise DataError(
+            f"{printable(root)}: {len(empty)} of {len(classes)} class folders hold no image: "
+            f"{few(empty)}; remove them or add images (known endings: "
+            f"{' '.join(IMAGE_EXTENSIONS)}), an empty class would shift all labels after it"
+        )
+    return builder.build(root, classes, split, "folder")
+
+
+def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder that are not hidden, unsorted."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(
+            f"{printable(folder)}: cannot read this folder ({error.strerror}); "
+            "check that it exists and its permissions"
+        ) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that points to itself
+        return False
+
+
+def _class_images(folder: str, relative: str) -> list[str]:
+    """The images below one class folder, relative to the split, in torchvision's order.
+
+    torchvision sorts the folders by their full path, then the files of each by name.
+    """
+    found: list[tuple[str, list[str]]] = []
+    open_folders = [(folder, relative)]
+    visited = set()
+    while open_folders:
+        folder, relative = open_folders.pop()
+        real_path = os.path.realpath(folder)
+        if real_path in visited:
+            continue
+        visited.add(real_path)
+        names = []
+        for entry in sorted(_scan(folder), key=lambda entry: entry.name, reverse=True):
+            if _is_folder(entry):
+                open_folders.append((entry.path, f"{relative}/{entry.name}"))
+            elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                names.append(entry.name)
+        found.append((relative, sorted(names)))
+    return [f"{relative}/{name}" for relative, names in sorted(found) for name in names]
+
+
+def _no_classes_text(root: Path, split: str, entries: list[os.DirEntry[str]]) -> str:
+    images = sum(entry.name.lower().endswith(IMAGE_EXTENSIONS) for entry in entries)
+    if not images:
+        return f"{printable(root)}: empty; expected one folder of images per class"
+    list_file = printable(root.parent / f"{split}.txt")
+    return (
+        f"{printable(root)}: {images} images lie directly in this folder, as in the flat ILSVRC "
+        f"validation set, and nothing says their classes; write {list_file} with one line "
+        "'file label' per image, or move the images into one folder per class"
+    )

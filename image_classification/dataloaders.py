@@ -1,0 +1,133 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Loaders: what each of them promises, and the one place that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from image_classification.augmentation import EvalPreset, TrainPreset
+from image_classification.batch_schedule import BatchSchedule
+from image_classification.data_index import ImageIndex
+from image_classification.device_feed import Batch, DeviceFeeder
+from image_classification.errors import UsageError
+from image_classification.pytorch_loader import PytorchLoader
+from image_classification.synthetic_loader import SyntheticIndex, SyntheticLoader
+
+if TYPE_CHECKING:
+    from image_classification.device import Device
+
+__all__ = ["BACKENDS", "Loader", "SyntheticIndex", "create_loader"]
+
+BACKENDS = ("pytorch", "synthetic")
+
+
+class Loader(Protocol):
+    """An iterable of (images, target) on the device.
+
+    images: float or half [B, 3, H, W], normalised, in the chosen memory format; target: int64 [B].
+    The order is a function of (seed, epoch): the same for any number of ranks and workers, on any
+    backend and after any resume. Images must not be modified in place.
+
+    Attributes:
+        notes: One-line texts about what was adapted, for the log.
+    """
+
+    notes: list[str]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch over all ranks, as used: training drops the last global batch if
+        it is incomplete."""
+
+    def set_position(self, epoch: int, samples: int) -> None:
+        """Go on within `epoch` after `samples` samples, counted over all ranks.
+
+        Raises:
+            ValueError: Not a multiple of the global batch (training), or beyond the epoch.
+        """
+
+    def __len__(self) -> int:
+        """Batches that this rank yields from the current position to the end of the epoch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the rest of the epoch. After its last batch the start of the next epoch is the
+        position; an abandoned loop leaves the position where it was."""
+
+    def close(self) -> None:
+        """Free worker processes; call it when the loader is no longer needed."""
+
+
+def create_loader(
+    backend: str,
+    index: ImageIndex | SyntheticIndex,
+    preset: TrainPreset | EvalPreset,
+    *,
+    device: Device,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    global_batch: int = 0,
+    seed: int = 0,
+    workers: int = 0,
+    prefetch: int = 2,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    dtype: torch.dtype = torch.float32,
+) -> Loader:
+    """Make the loader of one split; a TrainPreset shuffles and augments, an EvalPreset does not.
+
+    Args:
+        backend: "pytorch" or "synthetic".
+        index: The images, or for "synthetic" only how many.
+        preset: How the images are prepared.
+        device: Where the batches go.
+        batch_size: Images per device and batch, >= 1.
+        rank: This process, 0 .. world_size - 1.
+        world_size: Processes of the run, over all machines.
+        global_batch: Training: images per optimizer step over all ranks and accumulation steps.
+        seed: Seed of the order and of all draws.
+        workers: Worker processes; 0 decodes in this process.
+        prefetch: Batches in flight for each worker, >= 1.
+        memory_format: torch.contiguous_format or torch.channels_last.
+        dtype: Type of the images.
+
+    Returns:
+        The loader, at epoch 0, sample 0.
+
+    Raises:
+        UsageError: Unknown backend, or a package that the preset needs is missing.
+        DataError: Too few images, or too little shared memory.
+        ValueError: Numbers that do not fit together.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown data backend {backend!r}; known: {', '.join(BACKENDS)}")
+    schedule = BatchSchedule(
+        len(index),
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        global_batch=global_batch,
+        seed=seed,
+        training=isinstance(preset, TrainPreset),
+    )
+    feeder = DeviceFeeder(device, dtype=dtype, memory_format=memory_format)
+    if backend == "synthetic":
+        synthetic = SyntheticIndex(len(index), len(index.classes))
+        return SyntheticLoader(synthetic, preset, schedule=schedule, feeder=feeder)
+    if isinstance(index, SyntheticIndex):
+        raise ValueError(f"the backend {backend!r} reads files; a SyntheticIndex has none")
+    # An upper estimate where a run spans several machines: it can only make the loader modest.
+    local_ranks = min(world_size, device.count) if device.is_accelerator else world_size
+    return PytorchLoader(
+        index,
+        preset,
+        schedule=schedule,
+        feeder=feeder,
+        device=device,
+        workers=workers,
+        prefetch=prefetch,
+        local_ranks=local_ranks,
+    )

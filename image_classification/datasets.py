@@ -1,0 +1,348 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""From a data folder to checked indices: layout, class names, agreement of train and val.
+
+A split is either a folder tree (train/<class>/...) or a list file (train.txt). Whatever a user can
+get wrong about labels is found here, before the first step, not by a device-side assertion later.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from image_classification.data_index import ImageIndex, few, printable, scan_class_folders
+from image_classification.errors import DataError
+from image_classification.list_files import ImageList, read_class_names, read_image_list
+from image_classification.samples import SAMPLES, Sample, prepare_sample
+
+__all__ = [
+    "LAYOUTS",
+    "SAMPLES",
+    "ImageIndex",
+    "Sample",
+    "Splits",
+    "adopt_classes",
+    "load_split",
+    "load_splits",
+    "match_classes",
+    "prepare_sample",
+]  # fmt: skip
+
+LAYOUTS = ("auto", "folder", "list")
+
+# Names that other tools give to the two splits, for the hint in the error.
+_OTHER_NAMES = {
+    "train": ("training", "Train", "TRAIN"),
+    "val": ("validation", "valid", "test", "Val", "VAL"),
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of one run.
+
+    Attributes:
+        train: Index of the training images, None if not asked for.
+        val: Index of the validation images, None if not asked for; labels are train's.
+        classes: Class names; the position is the label.
+        num_classes: len(classes), the size of the classifier.
+        warnings: One-line texts for the user, worth a look but no error.
+    """
+
+    train: ImageIndex | None
+    val: ImageIndex | None
+    classes: list[str]
+    num_classes: int
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split as found. `numbered`: the labels are numbers that may have no names."""
+
+    index: ImageIndex
+    numbered: bool = False
+    folders: dict[int, str] | None = None
+
+
+def load_split(data: Path, split: str, layout: str = "auto") -> ImageIndex:
+    """Index one split by itself.
+
+    Args:
+        data: DIR, the folder that holds train/ and val/ or the lists.
+        split: "train" or "val".
+        layout: "folder", "list" (DIR/<split>.txt), or "auto": the list where there is one.
+
+    Returns:
+        The index, with class names from the folders, else DIR/classes.txt, else the label numbers.
+
+    Raises:
+        DataError: Missing, unreadable, empty or malformed data.
+    """
+    part = _read_part(Path(data), split, layout)
+    return replace(part.index, classes=_class_names(part, Path(data), None, []))
+
+
+def load_splits(
+    data: str | Path,
+    *,
+    train: bool,
+    val: bool,
+    layout: str = "auto",
+    num_classes: int | None = None,
+) -> Splits:
+    """Index the splits of a run and check that they belong together.
+
+    Train and val are matched by class name: each val label becomes the label of train's class of
+    the same name. Class folders must be the same in both. List files with numbers share train's
+    numbers; there a class without images is a warning, since no label can shift.
+
+    Args:
+        data: DIR, the folder that holds train/ and val/ or the lists.
+        train: Index the training images.
+        val: Index the validation images.
+        layout: "auto", "folder" or "list", see `load_split`.
+        num_classes: What the user asked for. It must equal what the data hold; only lists with
+            numbers may use fewer labels.
+
+    Returns:
+        Both indices and the class names.
+
+    Raises:
+        DataError: Missing, unreadable, empty, malformed or contradictory data.
+        ValueError: Neither split was asked for.
+    """
+    if not (train or val):
+        raise ValueError("load_splits: neither train nor val was asked for")
+    data = Path(data)
+    warnings: list[str] = []
+    parts = {
+        split: _read_part(data, split, layout)
+        for split, wanted in (("train", train), ("val", val))
+        if wanted
+    }
+    first = parts.get("train") or parts["val"]
+    classes = _class_names(first, data, num_classes, warnings)
+    _check_num_classes(first, classes, num_classes)
+    indices = {first.index.split: replace(first.index, classes=classes)}
+    if len(parts) == 2:
+        indices["val"] = _match_val(parts["val"], parts["train"], classes, warnings)
+    _warn_of_numeric_order(first, classes, warnings)
+    return Splits(indices.get("train"), indices.get("val"), classes, len(classes), warnings)
+
+
+def match_classes(index: ImageIndex, classes: list[str], owner: str) -> ImageIndex:
+    """The same images with the labels that `classes` gives to their names.
+
+    For validation without the training data: the labels must be those of the checkpoint.
+
+    Args:
+        index: Any index. Label numbers without names are taken as they are.
+        classes: Class names in the wanted order.
+        owner: Whose classes these are, for the message, such as "the checkpoint".
+
+    Returns:
+        An index whose `classes` are the given ones.
+
+    Raises:
+        DataError: A class of the data is not among `classes`.
+    """
+    position = {name: label for label, name in enumerate(classes)}
+    names = index.classes
+    unknown = [name for name in _used_names(index) if name not in position]
+    if not unknown:
+        mapping = np.array([position.get(name, -1) for name in names], dtype=np.int64)
+        return replace(index, labels=mapping[index.labels], classes=classes)
+    numbered = index.source == "list" and names == [str(label) for label in range(len(names))]
+    if numbered and len(names) <= len(classes):
+        return replace(index, classes=classes)
+    raise DataError(
+        f"{printable(index.root)}: {len(unknown)} of {len(names)} {index.split} classes are "
+        f"unknown to {owner}: {few(unknown)}; {owner} has {len(classes)} classes: {few(classes)}"
+    )
+
+
+def adopt_classes(splits: Splits, classes: list[str], owner: str) -> Splits:
+    """The same data with the labels of a checkpoint.
+
+    Args:
+        splits: What `load_splits` returned.
+        classes: Class names in the order of the checkpoint's labels.
+        owner: Whose classes these are, for the message, such as "the checkpoint".
+
+    Returns:
+        Splits whose labels are positions in `classes`.
+
+    Raises:
+        DataError: The data have a class that `classes` lacks.
+    """
+    train, val = (
+        None if index is None else match_classes(index, classes, owner)
+        for index in (splits.train, splits.val)
+    )
+    return Splits(train, val, classes, len(classes), splits.warnings)
+
+
+def _read_part(data: Path, split: str, layout: str) -> _Part:
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, received {layout!r}")
+    if not data.is_dir():
+        what = "is not a folder" if data.exists() else "does not exist"
+        raise DataError(
+            f"data folder {printable(data)} {what}; give the folder that holds train/ and val/"
+        )
+    list_path = data / f"{split}.txt"
+    if layout == "list" or (layout == "auto" and list_path.is_file()):
+        if not list_path.is_file():
+            raise DataError(
+                f"{printable(list_path)} does not exist; the layout 'list' needs one line "
+                "'relative/path label' per image there"
+            )
+        return _list_part(read_image_list(list_path, data, split), split)
+    folder = data / split
+    if not folder.is_dir():
+        raise DataError(_missing_split_text(data, split))
+    return _Part(scan_class_folders(folder, split))
+
+
+def _list_part(images: ImageList, split: str) -> _Part:
+    """A list as a part; the label numbers stand in for the names that are not settled yet."""
+    builder, base = images.builder, images.base
+    if images.names is None:
+        names = [str(label) for label in range(int(builder.labels().max()) + 1)]
+        return _Part(builder.build(base, names, split, "list"), True, images.folders)
+    # Sorted, as class folders would be.
+    names = sorted(images.names)
+    position = {name: label for label, name in enumerate(names)}
+    mapping = np.array([position[name] for name in images.names], dtype=np.int64)
+    index = builder.build(base, names, split, "list")
+    return _Part(replace(index, labels=mapping[index.labels]))
+
+
+def _missing_split_text(data: Path, split: str) -> str:
+    text = f"{printable(data)} holds neither {split}/ nor {split}.txt"
+    for other in _OTHER_NAMES[split]:
+        if (data / other).is_dir():
+            return f"{text}, but {other}/; rename it: mv {other} {split} (a link does as well)"
+    if data.name in ("train", "val") and (data.parent / split).is_dir():
+        return f"{text}; give the folder above it: {printable(data.parent)}"
+    try:
+        inside = sorted(name for name in os.listdir(data) if not name.startswith("."))
+    except OSError as error:
+        return f"{printable(data)}: cannot read this folder ({error.strerror})"
+    found = f"; found: {few(inside, 5)}" if inside else "; the folder is empty"
+    return f"{text}{found}; expected {split}/<class>/<image> or lines 'relative/path label'"
+
+
+def _class_names(
+    part: _Part, data: Path, num_classes: int | None, warnings: list[str]
+) -> list[str]:
+    """The class names of a part: its own, or those of the numbers that a list uses."""
+    used = len(part.index.classes)
+    if not part.numbered:
+        return part.index.classes
+    file = data / "classes.txt"
+    if part.folders is not None:
+        count = max(used, num_classes or 0)
+        classes = [part.folders.get(label, f"label_{label}") for label in range(count)]
+    elif file.is_file():
+        classes = read_class_names(file, used)
+    else:
+        classes = [str(label) for label in range(max(used, num_classes or 0))]
+    missing = len(classes) - len(np.unique(part.index.labels))
+    if missing:
+        split = part.index.split
+        warnings.append(f"{split}.txt: {missing} of {len(classes)} classes have no image in it")
+    return classes
+
+
+def _check_num_classes(part: _Part, classes: list[str], num_classes: int | None) -> None:
+    if num_classes is None or num_classes == len(classes):
+        return
+    where = f"{part.index.split}.txt" if part.index.source == "list" else part.index.root
+    found = f"{len(classes)} classes"
+    if part.numbered:
+        found += f" (labels up to {len(classes) - 1})"
+    raise DataError(
+        f"--num-classes {num_classes} contradicts the data: {printable(where)} has {found}; "
+        f"leave the option out or give --num-classes {len(classes)}"
+    )
+
+
+def _match_val(val: _Part, train: _Part, classes: list[str], warnings: list[str]) -> ImageIndex:
+    """The val index with train's labels."""
+    index = val.index
+    if val.numbered and not _folders_known(val, classes):
+        largest = int(index.labels.max())
+        if largest >= len(classes):
+            raise DataError(
+                f"val.txt has labels up to {largest}, but train has {len(classes)} classes (labels "
+                f"up to {len(classes) - 1}); correct the lists, or name all classes in classes.txt"
+            )
+        matched = replace(index, classes=classes)
+    else:
+        if val.folders is not None:
+            names = [val.folders.get(label, "") for label in range(len(index.classes))]
+            index = replace(index, classes=names)
+        matched = _match_by_name(index, train.index, classes)
+        if val.numbered and not np.array_equal(matched.labels, index.labels):
+            warnings.append(
+                "val.txt numbers the class folders differently from train; each image has the "
+                "label of its folder's name"
+            )
+    _check_all_present(matched, train, warnings)
+    return matched
+
+
+def _folders_known(val: _Part, classes: list[str]) -> bool:
+    """Whether the folders of a list with numbers are classes of train (not, say, shards)."""
+    return val.folders is not None and not set(val.folders.values()).isdisjoint(classes)
+
+
+def _used_names(index: ImageIndex) -> list[str]:
+    """The names of the classes that have images; a list with numbers may skip some."""
+    return [index.classes[label] for label in np.unique(index.labels).tolist()]
+
+
+def _match_by_name(index: ImageIndex, train: ImageIndex, classes: list[str]) -> ImageIndex:
+    position = {name: label for label, name in enumerate(classes)}
+    used = _used_names(index)
+    unknown = [name for name in used if name not in position]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(used)} val classes are not in train: {few(unknown)}; "
+            f"{printable(train.root)} has {len(classes)} classes: {few(classes)}"
+        )
+    mapping = np.array([position.get(name, -1) for name in index.classes], dtype=np.int64)
+    return replace(index, labels=mapping[index.labels], classes=classes)
+
+
+def _check_all_present(val: ImageIndex, train: _Part, warnings: list[str]) -> None:
+    """Train classes without val images: an error between folders, else a warning."""
+    missing = np.setdiff1d(np.unique(train.index.labels), np.unique(val.labels)).tolist()
+    if not missing:
+        return
+    names = [val.classes[label] for label in missing]
+    text = f"{len(names)} of {len(val.classes)} train classes are not in val: {few(names)}"
+    if val.source == "folder" and train.index.source == "folder":
+        raise DataError(f"{text}; {printable(val.root)} must have the same class folders as train")
+    warnings.append(text)
+
+
+def _warn_of_numeric_order(part: _Part, classes: list[str], warnings: list[str]) -> None:
+    """Folders 1, 2, 10 sort as text to 1, 10, 2; other tools number them in natural order."""
+    if part.numbered or not all(re.fullmatch("[0-9]+", name) for name in classes):
+        return
+    natural = sorted(classes, key=int)
+    if natural != classes:
+        label = next(i for i, name in enumerate(classes) if name != natural[i])
+        warnings.append(
+            f"the class names are numbers and sort as text: label {label} is class "
+            f"{classes[label]}, not {natural[label]}; weights of tools that sort by number (timm) "
+            "do not fit these labels"
+        )

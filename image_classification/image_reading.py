@@ -1,0 +1,159 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""One image from file to uint8 pixels with Pillow: the reference that other decoders must equal."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from image_classification.augmentation import EvalPreset, TrainPreset, center_crop_boxes
+from image_classification.data_index import printable
+from image_classification.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# "triangular" is DALI's name of the antialiased bilinear filter.
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "triangular": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def open_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = None) -> Any:
+    """Open an image file and read its size; the pixels wait for `decode_image`.
+
+    Args:
+        source: Path, or a binary file.
+        name: Name for the error; the path by default.
+
+    Returns:
+        PIL.Image.Image, a context manager that closes the file.
+
+    Raises:
+        DataError: Missing, unreadable, not an image, or so large that it may be a decompression
+            bomb (Pillow's own limit, Image.MAX_IMAGE_PIXELS).
+    """
+    # Decoders raise nearly anything on hostile files: struct.error, SyntaxError, MemoryError, ...
+    try:
+        image = Image.open(source)
+    except Exception as error:
+        raise _unreadable(source, name, _reason(error)) from error
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        image.close()
+        pixels = f"{image.width} x {image.height} pixels are above the limit of {limit}"
+        raise _unreadable(source, name, pixels)
+    return image
+
+
+def decode_image(image: Any, source: Any, name: str | None = None) -> Any:
+    """Decode an opened image to RGB.
+
+    EXIF rotation is ignored, as in torchvision; of an animation the first frame is taken.
+
+    Args:
+        image: What `open_image` returned.
+        source: What `open_image` was given, for the error.
+        name: Name for the error; the path by default.
+
+    Returns:
+        PIL.Image.Image in mode RGB; `image` itself where it is RGB already.
+
+    Raises:
+        DataError: Truncated or damaged; `image` is closed then.
+    """
+    try:
+        if image.format == "JPEG" and image.mode == "RGB":
+            image.load()  # convert() would copy all pixels
+            return image
+        return image.convert("RGB")
+    except Exception as error:
+        image.close()
+        raise _unreadable(source, name, _reason(error)) from error
+
+
+def read_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = None) -> Any:
+    """Open and decode an image file.
+
+    Args:
+        source: Path, or a binary file.
+        name: Name for the error; the path by default.
+
+    Returns:
+        PIL.Image.Image in mode RGB.
+
+    Raises:
+        DataError: See `open_image` and `decode_image`.
+    """
+    image = open_image(source, name)
+    rgb = decode_image(image, source, name)
+    if rgb is not image:
+        image.close()
+    return rgb
+
+
+def _unreadable(source: Any, name: str | None, reason: str) -> DataError:
+    if name is None:
+        name = os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "image"
+    return DataError(
+        f"cannot read image {printable(name)}: {reason}; repair, replace or remove the file"
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of an unknown format"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return printable(str(error)) or type(error).__name__
+
+
+def train_pixels(
+    image: Any,
+    box: tuple[int, int, int, int],
+    flip: bool,
+    preset: TrainPreset,
+    policy: Callable[[Any], Any] | None = None,
+) -> NDArray[np.uint8]:
+    """Crop, resize and flip a training image; equal to torchvision's `resized_crop` and `hflip`.
+
+    Args:
+        image: PIL image in mode RGB.
+        box: left, top, right, bottom in whole pixels.
+        flip: Mirror left to right.
+        preset: Size and filter.
+        policy: Applied to the finished PIL image.
+
+    Returns:
+        uint8 [image_size, image_size, 3].
+    """
+    size = (preset.image_size, preset.image_size)
+    # Cropped first, not resize(box=): there the filter would reach over the edge of the box.
+    image = image.crop(box).resize(size, FILTERS[preset.interpolation])
+    if flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if policy is not None:
+        image = policy(image)
+    return np.asarray(image)
+
+
+def eval_pixels(image: Any, preset: EvalPreset) -> NDArray[np.uint8]:
+    """Resize and crop a validation image, in one go; see `center_crop_boxes`.
+
+    Args:
+        image: PIL image in mode RGB.
+        preset: Sizes and filter.
+
+    Returns:
+        uint8 [image_size, image_size, 3].
+    """
+    size = (preset.image_size, preset.image_size)
+    box = center_crop_boxes(image.width, image.height, preset.image_size, preset.resize_size)[0]
+    return np.asarray(image.resize(size, FILTERS[preset.interpolation], box=tuple(box.tolist())))

@@ -1,0 +1,206 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""What runs inside a loader worker: requests in, uint8 batches out.
+
+A request carries the paths of its batch, so that a worker holds no index and no per-sample object:
+its memory does not grow with the data set or with time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from image_classification.augmentation import (
+    EvalPreset,
+    TrainPreset,
+    horizontal_flips,
+    policy_seeds,
+    random_resized_crop_boxes,
+)
+from image_classification.errors import DataError
+from image_classification.image_reading import (
+    FILTERS,
+    decode_image,
+    eval_pixels,
+    open_image,
+    read_image,
+    train_pixels,
+)
+
+_PR_SET_PDEATHSIG = 1
+_OPEN_FILES = 16
+_WATCH_INTERVAL_S = 1.0
+
+
+class BatchRequest(NamedTuple):
+    """One micro-batch of one rank.
+
+    Attributes:
+        epoch: Epoch number.
+        indices: int64 [B], sample indices: the keys of the draws.
+        labels: int64 [B].
+        paths: B full paths, joined by zero bytes.
+    """
+
+    epoch: int
+    indices: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    paths: bytes
+
+
+class FailedBatch(NamedTuple):
+    """Comes back instead of a batch; an exception would return with a worker's traceback."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class BatchReader:
+    """Reads requested batches; the `Dataset` of the DataLoader, with requests as its keys.
+
+    Attributes:
+        preset: How the images are prepared.
+        seed: Seed of the run.
+    """
+
+    preset: TrainPreset | EvalPreset
+    seed: int
+
+    def __getitem__(self, request: BatchRequest) -> tuple[torch.Tensor, torch.Tensor] | FailedBatch:
+        """The batch as uint8 [B, H, W, 3] and int64 [B], or why there is none."""
+        size = self.preset.image_size
+        images = torch.empty((len(request.indices), size, size, 3), dtype=torch.uint8)
+        try:
+            if isinstance(self.preset, TrainPreset):
+                self._read_train(self.preset, request, images.numpy())
+            else:
+                for pixels, path in zip(images.numpy(), request.paths.split(b"\0"), strict=True):
+                    pixels[...] = eval_pixels(read_image(path), self.preset)
+        except DataError as error:
+            return FailedBatch(str(error))
+        return images, torch.from_numpy(request.labels)
+
+    def _read_train(
+        self, preset: TrainPreset, request: BatchRequest, images: NDArray[np.uint8]
+    ) -> None:
+        flips = horizontal_flips(self.seed, request.epoch, request.indices, preset.flip)
+        seeds = policy_seeds(self.seed, request.epoch, request.indices)
+        policy = _create_policy(preset)
+        paths = request.paths.split(b"\0")
+        # A few files at a time: boxes are much cheaper together, but need the sizes.
+        for start in range(0, len(paths), _OPEN_FILES):
+            group = paths[start : start + _OPEN_FILES]
+            with contextlib.ExitStack() as stack:
+                opened = [stack.enter_context(open_image(path)) for path in group]
+                boxes = random_resized_crop_boxes(
+                    self.seed,
+                    request.epoch,
+                    request.indices[start : start + _OPEN_FILES],
+                    [image.width for image in opened],
+                    [image.height for image in opened],
+                    preset.scale,
+                    preset.ratio,
+                )
+                for i, (path, image) in enumerate(zip(group, opened, strict=True), start):
+                    seeded = _seeded(policy, int(seeds[i])) if policy is not None else None
+                    box = tuple(boxes[i - start].tolist())
+                    rgb = decode_image(image, path)
+                    images[i] = train_pixels(rgb, box, bool(flips[i]), preset, seeded)
+                    image.close()  # frees the pixels
+
+
+def _create_policy(preset: TrainPreset) -> Callable[[Any], Any] | None:
+    """torchvision's transform for the preset's policy, None where it has none."""
+    if preset.policy is None:
+        return None
+    from torchvision import transforms
+
+    return transforms.AutoAugment(
+        transforms.AutoAugmentPolicy.IMAGENET,
+        interpolation=transforms.InterpolationMode(FILTERS[preset.interpolation].name.lower()),
+        fill=[128, 128, 128],
+    )
+
+
+def _seeded(policy: Callable[[Any], Any], seed: int) -> Callable[[Any], Any]:
+    """`policy` with torch's CPU generator at `seed`, put back afterwards."""
+
+    def apply(image: Any) -> Any:
+        # devices=[]: the state of accelerators is neither read nor written.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return policy(image)
+
+    return apply
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """Prepares a worker process; the DataLoader's `worker_init_fn`.
+
+    Attributes:
+        trainer_pid: The process that owns the loader.
+    """
+
+    trainer_pid: int
+
+    def __call__(self, worker_id: int) -> None:
+        """Tie the worker's life to its trainer and leave the signals of the run to that one."""
+        die_with_parent()
+        # Ctrl-C in a terminal reaches every process of the group: the trainer decides.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        obey_only(self.trainer_pid)
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the parent ends; exit if it has ended already (Linux).
+
+    A worker that is blocked on a full pipe never gets to look after its parent by itself. The
+    signal comes when the *thread* that started the worker ends: start loaders in a thread that
+    lives as long as they do.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
+
+
+def obey_only(trainer_pid: int) -> None:
+    """Exit when the trainer is gone or sends SIGTERM; ignore SIGTERM from anyone else.
+
+    Schedulers send SIGTERM to every process of a job. The trainer uses it to finish its step and
+    save; if its workers died at once, that step would fail instead.
+
+    Looking after the trainer is for fork servers: their workers' parent is the server, which lives
+    as long as any worker does, so neither the kernel's signal nor torch's own check ever comes.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(signal, "sigtimedwait"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def watch() -> None:
+        while True:
+            received = signal.sigtimedwait({signal.SIGTERM}, _WATCH_INTERVAL_S)
+            stopped = received is not None and received.si_pid == trainer_pid
+            if stopped or not parent.is_alive():
+                os._exit(0)
+
+    threading.Thread(target=watch, name="trainer-watch", daemon=True).start()
