@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the weights of a training checkpoint as a file of their own.
+
+python checkpoint2model.py --checkpoint-path model_best.pth.tar --weight-path resnet50.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from image_classification.atomic_file import atomic_file
+from image_classification.errors import CheckpointError, UsageError, UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; importing this file and `-h` do not import torch."""
+    parser = argparse.ArgumentParser(
+        prog="checkpoint2model.py",
+        description="Write the weights of a training checkpoint: a state_dict on the CPU.",
+        epilog="exit codes: 0 done, 2 usage, 4 checkpoint",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint-path", metavar="PATH", required=True, help="checkpoint to read")
+    add("--weight-path", metavar="PATH", required=True, help="file to write")
+    add("--ema", action="store_true", help="take the averaged weights (main.py --use-ema)")
+    return parser
+
+
+def convert(checkpoint_path: str, weight_path: str, ema: bool) -> str:
+    """Read a checkpoint and write its weights.
+
+    Args:
+        checkpoint_path: checkpoint of this package, NVIDIA's or Cambricon's.
+        weight_path: file to write; replaced only by a complete one.
+        ema: take the averaged weights.
+
+    Returns:
+        One line that says what was found.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, has no such weights, or the disk is full.
+        UsageError: the file cannot be written there.
+    """
+    import torch
+
+    from image_classification.pretrained import extract_state_dict
+    from image_classification.safe_load import load_tensors
+
+    if os.path.realpath(checkpoint_path) == os.path.realpath(weight_path):
+        raise UsageError("--weight-path is the checkpoint itself; choose another name")
+    content = load_tensors(checkpoint_path)
+    weights = extract_state_dict(content, source=checkpoint_path, ema=ema)
+    # Copies, because a tensor that is part of a larger one would bring all of it along.
+    weights = {
+        name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()
+    }
+    try:
+        with atomic_file(weight_path) as file:
+            torch.save(weights, file)
+    except RuntimeError as error:  # torch reports a full disk so
+        raise CheckpointError(f"--weight-path {weight_path} cannot be written: {error}") from error
+    except OSError as error:
+        raise UsageError(
+            f"--weight-path {weight_path} cannot be written: {error.strerror}"
+        ) from error
+    details = content if isinstance(content, dict) else {}
+    arch = details.get("arch", "model")
+    if isinstance(arch, tuple | list):  # Cambricon's: name, configuration, number of classes
+        arch = arch[0]
+    return f"Loaded {arch}, acc : {details.get('best_prec1', 'unknown')}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; user errors become one line and an exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        print(convert(args.checkpoint_path, args.weight_path, args.ema))
+    except UserError as error:
+        print(f"checkpoint2model.py: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

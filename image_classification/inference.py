@@ -1,0 +1,372 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Class names for images, from one file: network, preprocessing and names are in the checkpoint.
+
+from image_classification.inference import load_classifier
+
+for prediction in load_classifier("model_best.pth.tar").predict(["cat.jpg", "dog.jpg"]):
+    print(prediction.path, prediction.classes[0], prediction.probabilities[0])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from image_classification.augmentation import EvalPreset
+from image_classification.data_index import IMAGE_EXTENSIONS, printable
+from image_classification.device import Device
+from image_classification.device_feed import DeviceFeeder
+from image_classification.errors import (
+    CheckpointError,
+    DataError,
+    DeviceMemoryError,
+    DivergedError,
+    UsageError,
+)
+from image_classification.image_reading import eval_pixels, read_image
+from image_classification.pretrained import extract_state_dict, has_ema, head_name, load_weights
+from image_classification.safe_load import load_tensors
+from models import create_model, find_arch
+
+PRECISIONS = ("fp32", "amp", "fp16")
+
+ImageSource = str | os.PathLike[str] | Image.Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The best classes of one image.
+
+    Attributes:
+        path: the image's path as it was given; None for an image that came without one.
+        classes: class names, the most probable first.
+        probabilities: of these classes, in [0, 1].
+    """
+
+    path: str | None
+    classes: list[str]
+    probabilities: list[float]
+
+
+class Classifier:
+    """A trained network with all that belongs to it; made by `load_classifier`.
+
+    Attributes:
+        arch: name of the network.
+        classes: class names by index.
+        preset: how images are resized and cropped.
+        device: where the network is.
+        precision: "fp32", "amp" or "fp16".
+        notes: one line each on what was chosen while loading.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        arch: str,
+        classes: Sequence[str],
+        preset: EvalPreset,
+        device: Device,
+        precision: str = "fp32",
+        notes: Sequence[str] = (),
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision {precision!r} is unknown; use {', '.join(PRECISIONS)}")
+        self.arch, self.classes, self.preset = arch, list(classes), preset
+        self.device, self.precision, self.notes = device, precision, list(notes)
+        self._amp_dtype = None
+        if precision == "amp":
+            self._amp_dtype, reason = device.amp_dtype("auto")
+            self.notes.append(reason)
+        weights_dtype = torch.float16 if precision == "fp16" else torch.float32
+        # Channels last pays with the matrix units that mixed precision uses.
+        nhwc = self._amp_dtype is not None and device.type in ("cuda", "cpu")
+        memory_format = torch.channels_last if nhwc else torch.contiguous_format
+        model = model.eval().to(device.torch_device, weights_dtype)
+        self._model = model.to(memory_format=memory_format)
+        self._feeder = DeviceFeeder(
+            device, dtype=self._amp_dtype or weights_dtype, memory_format=memory_format
+        )
+
+    def predict(
+        self, images: Iterable[ImageSource], topk: int = 5, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: paths or PIL images.
+            topk: number of classes to return for each, >= 1; at most all are.
+            batch_size: images that go through the network together, >= 1.
+
+        Returns:
+            One prediction for each image, in the same order.
+
+        Raises:
+            DataError: an image cannot be read.
+            DeviceMemoryError: the batch is too large for the device.
+            DivergedError: the outputs are not finite, for example beyond the range of fp16.
+            UsageError: `topk` or `batch_size` below 1.
+        """
+        return list(self.stream(images, topk, batch_size))
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        topk: int = 5,
+        batch_size: int = 32,
+        on_unreadable: Callable[[str, str], None] | None = None,
+    ) -> Iterator[Prediction]:
+        """`predict` for any number of images: yields each prediction as soon as it is there.
+
+        Args:
+            images, topk, batch_size: as for `predict`.
+            on_unreadable: called with the path and the reason of each image that cannot be read,
+                which is then left out; without it, the first one raises.
+
+        Yields:
+            A prediction for each readable image, in order.
+        """
+        if topk < 1 or batch_size < 1:
+            raise UsageError(f"topk ({topk}) and batch_size ({batch_size}) must be at least 1")
+        topk = min(topk, len(self.classes))
+        decoded = self._decode(images, 2 * batch_size, on_unreadable)
+        while batch := list(itertools.islice(decoded, batch_size)):
+            probabilities, indices = self._classify([pixels for _, pixels in batch], topk)
+            for (path, _), row, best in zip(batch, probabilities, indices, strict=True):
+                yield Prediction(path, [self.classes[index] for index in best], row)
+
+    def _decode(
+        self,
+        images: Iterable[ImageSource],
+        ahead: int,
+        on_unreadable: Callable[[str, str], None] | None,
+    ) -> Iterator[tuple[str | None, NDArray[np.uint8]]]:
+        """Yield path and pixels in order; threads read `ahead` images further (Pillow lets go of
+        the interpreter while it decodes and resizes)."""
+        waiting: deque[tuple[str | None, Future[NDArray[np.uint8]]]] = deque()
+        pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "decode")
+        try:
+            for image in itertools.chain(images, itertools.repeat(None)):
+                if image is not None:
+                    path = None if isinstance(image, Image.Image) else os.fspath(image)
+                    waiting.append((path, pool.submit(self._read, image)))
+                    if len(waiting) < ahead:
+                        continue
+                if not waiting:
+                    return
+                path, result = waiting.popleft()
+                try:
+                    pixels = result.result()
+                except DataError as error:
+                    if on_unreadable is None:
+                        raise
+                    on_unreadable(path or "image", str(error))
+                else:
+                    yield path, pixels
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, image: ImageSource) -> NDArray[np.uint8]:
+        """Decode an image, as uint8 [image_size, image_size, 3]."""
+        if not isinstance(image, Image.Image):
+            return eval_pixels(read_image(image), self.preset)
+        try:
+            return eval_pixels(image.convert("RGB"), self.preset)
+        except OSError as error:  # Pillow reads the pixels only now
+            raise DataError(f"cannot decode an image: {printable(str(error))}") from error
+
+    @torch.inference_mode()
+    def _classify(
+        self, pixels: list[NDArray[np.uint8]], topk: int
+    ) -> tuple[list[list[float]], list[list[int]]]:
+        """Probabilities and class indices, `topk` for each image; the host waits here, once."""
+        try:
+            images = self._feeder.normalize(torch.from_numpy(np.stack(pixels)))
+            with self.device.autocast(self._amp_dtype):
+                logits = self._model(images)
+            best = logits.float().softmax(dim=1).topk(topk)
+            probabilities, indices = best.values.cpu(), best.indices.cpu()
+        except Exception as error:
+            if self.device.is_out_of_memory(error):
+                raise DeviceMemoryError(
+                    f"{self.device} is out of memory with a batch of {len(pixels)} images of "
+                    f"{self.preset.image_size} pixels; use a smaller batch size"
+                ) from error
+            raise
+        if not bool(probabilities.isfinite().all()):
+            raise DivergedError(
+                f"{self.arch} gives outputs that are not finite in {self.precision}; use fp32"
+            )
+        return probabilities.tolist(), indices.tolist()
+
+
+def load_classifier(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    precision: str = "fp32",
+    *,
+    ema: bool | None = None,
+    arch: str | None = None,
+    image_size: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Classifier:
+    """Load a trained classifier from one file.
+
+    Args:
+        path: a checkpoint of this package, or bare weights, which need `arch`.
+        device: "auto", "gpu" or a type of the device table.
+        precision: "fp32"; "amp", mixed precision as the device supports it; "fp16", half
+            precision weights.
+        ema: take the averaged weights (True), the others (False), or the averaged ones where the
+            file has them (None).
+        arch: name of the network; a checkpoint knows its own.
+        image_size: side of the network's input in pixels, instead of the checkpoint's.
+        class_names: by index, instead of the checkpoint's. Without either, the index as text.
+
+    Returns:
+        The classifier, ready to predict.
+
+    Raises:
+        CheckpointError: unreadable or unsafe file, or one that does not fit.
+        UsageError: unknown device, precision or network, or an `arch` is needed.
+    """
+    name = os.fspath(path)
+    content = load_tensors(path)
+    saved: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
+    averaged = has_ema(content) if ema is None else ema
+    state = extract_state_dict(content, source=name, ema=averaged)
+
+    arch = _choose_arch(saved.get("arch"), arch, name)
+    model, num_classes = _build(arch, saved.get("model_options"), state, name)
+    notes = load_weights(model, state, name, min_matched=1.0).messages
+    if averaged:
+        notes.append("using the averaged (EMA) weights")
+    return Classifier(
+        model,
+        arch=arch,
+        classes=_choose_classes(saved.get("classes"), class_names, num_classes, name),
+        preset=_choose_preset(saved.get("preprocessing"), image_size, arch, name),
+        device=Device.select(device),
+        precision=precision.lower(),
+        notes=notes,
+    )
+
+
+def _choose_arch(saved: object, wanted: str | None, source: str) -> str:
+    if isinstance(saved, str):
+        if wanted not in (None, saved):
+            raise CheckpointError(f"{source} holds a {saved}, not a {wanted}; drop --arch")
+        return saved
+    if wanted is None:
+        raise UsageError(f"{source} does not say which network it is for; add --arch NAME")
+    return wanted
+
+
+def _build(
+    arch: str, options: Any, state: Mapping[str, torch.Tensor], source: str
+) -> tuple[nn.Module, int]:
+    """Build the network with as many classes as its weights in `state` have."""
+    find_arch(arch)
+    try:
+        with torch.device("meta"):  # no memory, no time: only the name of its classifier is asked
+            head = head_name(create_model(arch, **(options or {})))
+        weight = state.get(f"{head}.weight")
+        if weight is None or weight.ndim != 2:
+            raise CheckpointError(f"{source} does not fit {arch}: it has no {head}.weight")
+        return create_model(arch, weight.shape[0], **(options or {})), weight.shape[0]
+    except (TypeError, UsageError) as error:
+        raise CheckpointError(
+            f"{source} has model_options that {arch} does not take ({error}); "
+            "was it written by another version?"
+        ) from error
+
+
+def _choose_classes(
+    saved: object, wanted: Sequence[str] | None, num_classes: int, source: str
+) -> list[str]:
+    names = saved if wanted is None else list(wanted)
+    if names is None:
+        return [str(index) for index in range(num_classes)]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{source} is damaged: its classes are not a list of names")
+    if len(names) != num_classes:
+        raise CheckpointError(
+            f"{source} has {num_classes} outputs, but there are {len(names)} class names"
+        )
+    return names
+
+
+def _choose_preset(saved: object, image_size: int | None, arch: str, source: str) -> EvalPreset:
+    if isinstance(saved, Mapping) and isinstance(saved.get("val"), Mapping):
+        try:
+            preset = EvalPreset.from_dict(dict(saved["val"]))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{source}: {error}") from error
+    else:
+        size = find_arch(arch).image_size
+        preset = EvalPreset(size, size + 32)
+    if image_size is None:
+        return preset
+    margin = preset.resize_size - preset.image_size
+    return dataclasses.replace(preset, image_size=image_size, resize_size=image_size + margin)
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """List image files: those given, and those in the given folders.
+
+    Args:
+        paths: files, taken as they are whatever their name, and folders, searched at any depth for
+            the endings of `IMAGE_EXTENSIONS`. What is hidden in them is left out.
+
+    Returns:
+        Paths, each folder's in the order of their names.
+
+    Raises:
+        DataError: a folder that cannot be read or holds no image.
+    """
+    found: list[str] = []
+    for path in (os.fspath(path) for path in paths):
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        images = sorted(_walk(path))
+        if not images:
+            raise DataError(
+                f"no image in {printable(path)} (endings: {' '.join(IMAGE_EXTENSIONS)})"
+            )
+        found += images
+    return found
+
+
+def _walk(folder: str) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise DataError(
+            f"cannot read the folder {printable(error.filename)}: {error.strerror}"
+        ) from error
+
+    visited: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+        visited.add(os.path.realpath(parent))
+        # In place, so that os.walk skips them; a link to a parent folder would never end.
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and os.path.realpath(os.path.join(parent, name)) not in visited
+        ]
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS):
+                yield os.path.join(parent, name)
