@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 PACKAGE_ROOT = Path(__file__).resolve().parent
 BEST_NAME = "model_best.pth.tar"
 SAMPLE_PREFIX = "sample:"
+LARGEST_SEED = 2**63 - 1
 
 # ------------------------------------------------------------------------------------------------
 # Options
@@ -56,25 +58,35 @@ class OptionParser(argparse.ArgumentParser):
                 args, unknown = self.parse_known_args(rest)
             except argparse.ArgumentError as error:
                 problems.append(f"{error.argument_name}: {error.message}")
-                if not _drop_option(rest, str(error.argument_name).split("/")):
+                if not self._drop(rest, str(error.argument_name).split("/")):
                     return argparse.Namespace(), problems
                 continue
-            return args, problems + [f"unknown argument {word!r}; see -h" for word in unknown]
+            return args, list(dict.fromkeys(problems + [self._unknown(word) for word in unknown]))
+
+    def _unknown(self, word: str) -> str:
+        name = word.split("=")[0]
+        options = list(self._option_string_actions) if name.startswith("-") else []
+        near = [option for option in options if option.startswith(name)]
+        near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.7)
+        return f"unknown argument {word!r}; " + (f"did you mean {near[0]}?" if near else "see -h")
+
+    def _drop(self, words: list[str], names: list[str]) -> bool:
+        """Removes the last use of an option and its values, and no more, in place."""
+        options = self._option_string_actions
+        for index in range(len(words) - 1, -1, -1):
+            if words[index].split("=")[0] in names or words[index][:2] in names:
+                number, end = options[names[0]].nargs, index + 1
+                number = number if isinstance(number, int) else 1
+                while words[index] in names and end < len(words) and end - index <= number:
+                    if words[end].split("=")[0] in options or words[end][:2] in options:
+                        break
+                    end += 1
+                del words[index:end]
+                return True
+        return False
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
-
-
-def _drop_option(words: list[str], names: list[str]) -> bool:
-    """Removes the last use of an option and its values from the words, in place."""
-    for index in range(len(words) - 1, -1, -1):
-        if words[index].split("=")[0] in names or words[index][:2] in names:
-            end = index + 1
-            while end < len(words) and not words[end].startswith("--") and "=" not in words[index]:
-                end += 1
-            del words[index:end]
-            return True
-    return False
 
 
 def build_parser() -> OptionParser:
@@ -341,6 +353,9 @@ def _resolve_aliases(args: argparse.Namespace, problems: list[str]) -> list[str]
     elif args.cnmix or args.pyamp:
         notes.append(f"{'--cnmix' if args.cnmix else '--pyamp'} is --amp here")
         args.amp = True
+    if args.warmup > args.epochs and not args.evaluate:
+        notes.append(f"--warmup {args.warmup:g} is longer than --epochs {args.epochs}: "
+                     "the learning rate does not reach its peak")
     from_config = {None: None, "classic": "fan_out", "grp-fanout": "fan_out"}
     config_init = from_config.get(args.model_config, "fan_in")
     if config_init and args.conv_init and config_init != args.conv_init:
@@ -376,7 +391,7 @@ def validate_args(args: argparse.Namespace) -> list[str]:
     for option in ("--batch-size", "--print-freq", "--topk", "--prefetch"):
         at_least(option, 1)
     for option in ("--workers", "--warmup", "--end-lr", "--weight-decay", "--mixup", "--gpu-id",
-                   "--lr", "--seed"):
+                   "--lr"):
         at_least(option, 0)
     for option in ("--epochs", "--num-classes", "--image-size", "--val-resize", "--world-size"):
         at_least(option, 1)
@@ -386,7 +401,12 @@ def validate_args(args: argparse.Namespace) -> list[str]:
     at_least("--gather-checkpoints", 0, also=-1)
     for option in ("--label-smoothing", "--dropout", "--hflip", "--momentum", "--rmsprop-alpha"):
         within(option, 0, 1)
-    require(args.dropout < 1, "--dropout 1 leaves nothing to train; use less than 1")
+    within("--seed", 0, LARGEST_SEED)
+    seeds = args.seeds or [0]
+    require(0 <= min(seeds) <= max(seeds) <= LARGEST_SEED and len(set(seeds)) == len(seeds),
+            f"--seeds: needs different numbers between 0 and {LARGEST_SEED}")
+    require(args.dropout != 1, "--dropout 1 leaves nothing to train; use less than 1")
+    require(args.momentum != 1, "--momentum 1 never forgets a gradient; use less than 1")
     require(args.use_ema is None or 0 <= args.use_ema < 1,
             f"--use-ema {args.use_ema}: the decay must be in [0, 1), for example 0.9999")
     low, high = args.crop_scale
@@ -420,18 +440,18 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
          "--early-stopping-patience needs the validation that --training-only leaves out"),
         (args.val_resize and args.image_size and args.val_resize < args.image_size,
          f"--val-resize {args.val_resize} is smaller than --image-size {args.image_size}"),
-        (args.warmup > args.epochs,
-         f"--warmup {args.warmup:g} is longer than --epochs {args.epochs}"),
         (args.amp_dtype != "auto" and not args.amp, f"--amp-dtype {args.amp_dtype} needs --amp"),
         (args.tf32 is not None and args.device not in ("auto", "cuda"),
          f"--tf32 is a switch of cuda, the device is {args.device}"),
-        (Path(args.checkpoint_filename).name != args.checkpoint_filename,
-         f"--checkpoint-filename {args.checkpoint_filename}: a name without folders"),
-        (Path(args.raport_file).name != args.raport_file,
-         f"--raport-file {args.raport_file}: a name without folders"),
-        (args.run_name is not None and Path(args.run_name).name != args.run_name,
-         f"--run-name {args.run_name}: a name without folders"),
+        (args.end_lr > 0 and args.lr_schedule == "step",
+         "--end-lr is for --lr-schedule linear or cosine"),
+        (len({args.checkpoint_filename, args.raport_file, BEST_NAME, "metrics.jsonl"}) < 4,
+         f"--checkpoint-filename, --raport-file, {BEST_NAME} and metrics.jsonl must differ"),
     ]
+    for option in ("--checkpoint-filename", "--raport-file", "--run-name"):
+        name = getattr(args, option.lstrip("-").replace("-", "_"))
+        rules.append((name is not None and (Path(name).name != name or name in ("", "..")),
+                      f"{option} {name!r}: must be a name without folders"))
     return [line for broken, line in rules if broken]
 
 
@@ -565,6 +585,8 @@ def adopt_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> Non
     args.arch = args.arch or "resnet50"
     args.image_size = args.image_size or find_arch(args.arch).image_size
     args.val_resize = args.val_resize or args.image_size + 32
+    if args.val_resize < args.image_size:
+        raise UsageError(f"--val-resize {args.val_resize} is below image size {args.image_size}")
 
 
 def choose_memory_format(args: argparse.Namespace, device: Device) -> torch.memory_format:

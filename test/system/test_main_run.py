@@ -1,0 +1,180 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""The main job from the command line: train, validate, resume, evaluate, on one and two ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from runs import ROOT, checkpoint, rows, run_main, same, values, write_images
+
+SMALL = ("--arch", "resnet18", "--image-size", 32, "-b", 4, "-j", 0, "--device", "cpu", "-p", 2,
+         "--lr", 0.01, "--seed", 7)  # fmt: skip
+# Everything that carries state from step to step.
+STATEFUL = ("--use-ema", 0.9, "--mixup", 0.2, "--dropout", 0.2, "--optimizer-batch-size", 8,
+            "--lr-schedule", "cosine", "--warmup", 1, "--label-smoothing", 0.1)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def straight(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs without a break."""
+    workspace = tmp_path_factory.mktemp("runs") / "straight"
+    run_main(images, *SMALL, *STATEFUL, "--epochs", 3, "--workspace", workspace)
+    return workspace
+
+
+def test_a_run_leaves_the_promised_files(straight: Path) -> None:
+    names = {path.name for path in straight.iterdir()}
+    assert names == {
+        "checkpoint.pth.tar", "model_best.pth.tar", "experiment_raport.json", "metrics.jsonl",
+    }  # fmt: skip
+    saved = checkpoint(straight / "checkpoint.pth.tar")
+    assert saved["epoch"] == 3 and saved["samples_done"] == 0
+    assert saved["arch"] == "resnet18" and saved["num_classes"] == 3
+    assert saved["classes"] == ["class_0", "class_1", "class_2"]
+    assert saved["preprocessing"]["val"]["image_size"] == 32
+    assert saved["config"]["mixup"] == 0.2 and saved["seed"] == 7
+    assert set(saved["optimizer"]) <= set(saved["state_dict"])
+    assert not any(name.startswith("module.") for name in saved["state_dict"])
+
+
+def test_the_logs_agree_with_each_other(straight: Path) -> None:
+    report = (straight / "experiment_raport.json").read_text().splitlines()
+    records = [json.loads(line.removeprefix("DLLL ")) for line in report]
+    logged = [record for record in records if record["type"] == "LOG"]
+    epochs = [record["data"] for record in logged if record["step"] in ([0], [1], [2])]
+    from_report = [data["val.top1"] for data in epochs if "val.top1" in data]
+    assert from_report == values(straight, "epoch", "val.top1")
+    assert [record["step"] for record in logged][0] == "PARAMETER"
+    seen, correct = values(straight, "epoch", "val.seen"), values(straight, "epoch", "val.correct")
+    assert seen == [12, 12, 12]
+    assert [100 * c / 12 for c in correct] == pytest.approx(from_report)
+    # 24 images, 6 batches of 4, a log line every 2 of them
+    assert [row["iteration"] for row in rows(straight, "train")] == [2, 4, 6] * 3
+
+
+def test_the_learning_rate_ends_at_its_end(straight: Path) -> None:
+    assert values(straight, "epoch", "train.lr")[-1] == 0.0
+
+
+def test_the_best_model_follows_the_average(straight: Path) -> None:
+    averaged = values(straight, "epoch", "val_ema.top1")
+    best = checkpoint(straight / "model_best.pth.tar")
+    assert best["best_prec1"] == max(averaged)
+    assert best["best_epoch"] == averaged.index(max(averaged)) == best["epoch"] - 1
+
+
+@pytest.mark.parametrize("stages", [(1, 1, 1), (2, 1)])
+def test_resuming_equals_the_uninterrupted_run(
+    images: Path, straight: Path, tmp_path: Path, stages: tuple[int, ...]
+) -> None:
+    workspace = tmp_path / "resumed"
+    for count in stages:
+        run_main(images, *SMALL, *STATEFUL, "--epochs", 3, "--run-epochs", count,
+                 "--workspace", workspace, "--resume", "auto")  # fmt: skip
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        mine, theirs = checkpoint(workspace / name), checkpoint(straight / name)
+        mine.pop("config"), theirs.pop("config")
+        assert same(mine, theirs) == []
+    assert values(workspace, "train", "train.loss") == values(straight, "train", "train.loss")
+
+
+def test_a_finished_run_has_nothing_left_to_do(images: Path, straight: Path) -> None:
+    before = (straight / "checkpoint.pth.tar").read_bytes()
+    done = run_main(images, *SMALL, *STATEFUL, "--epochs", 3, "--workspace", straight,
+                    "--resume", "auto")  # fmt: skip
+    assert "nothing left to do: 3 of 3 epochs are done" in done.stdout
+    assert (straight / "checkpoint.pth.tar").read_bytes() == before
+
+
+def test_evaluation_is_one_pass_whatever_epochs_says(images: Path, straight: Path) -> None:
+    best = straight / "model_best.pth.tar"
+    workspace = straight.parent / "evaluated"
+    done = run_main(images, "-b", 5, "-j", 0, "--device", "cpu", "--evaluate", "--resume", best,
+                    "--epochs", 91, "--workspace", workspace)  # fmt: skip
+    (summary,) = rows(workspace, "summary")
+    data = summary["data"]
+    assert data["val.seen"] == 12
+    assert data["val.top1"] == pytest.approx(checkpoint(best)["best_prec1"])
+    for name in ("at95", "at99", "at100"):
+        assert data[f"val.compute_latency_{name}"] > 0
+    assert "evaluating the averaged (EMA) weights" in done.stdout
+    assert re.search(r"evaluated in .* s, top-1 [0-9.]+ %", done.stdout)
+    assert not (workspace / "checkpoint.pth.tar").exists()
+
+
+def test_an_earlier_run_is_never_overwritten(images: Path, straight: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in straight.iterdir()}
+    done = run_main(images, *SMALL, "--epochs", 1, "--prof", 2, "--workspace", straight)
+    assert {path.name: path.stat().st_mtime_ns for path in straight.iterdir()} == before
+    assert (straight.with_name("straight-2") / "checkpoint.pth.tar").exists()
+    assert "straight-2" in done.stdout
+
+
+def test_two_ranks_see_the_same_samples(images: Path, tmp_path: Path) -> None:
+    common = ("--arch", "resnet18", "--image-size", 32, "-j", 0, "--device", "cpu", "-p", 1,
+              "--lr", 0.01, "--seed", 7, "--epochs", 2, "--freeze-bn", "--zero-init-last-bn")
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_main(images, *common, "-b", 8, "--workspace", one)
+    run_main(images, *common, "-b", 4, "--workspace", two, ranks=2)
+    losses = values(one, "train", "train.loss"), values(two, "train", "train.loss")
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for metric in ("val.correct", "val.seen"):
+        assert values(one, "epoch", metric) == values(two, "epoch", metric)
+    assert "rank 1" in (two / "GPU_1.log").read_text() or (two / "GPU_1.log").exists()
+
+
+def test_two_ranks_resume_bit_for_bit(images: Path, tmp_path: Path) -> None:
+    common = (images, *SMALL, *STATEFUL, "--epochs", 2)
+    run_main(*common, "--workspace", tmp_path / "straight", ranks=2)
+    for _ in range(2):
+        run_main(*common, "--run-epochs", 1, "--resume", "auto",
+                 "--workspace", tmp_path / "resumed", ranks=2)  # fmt: skip
+    mine = checkpoint(tmp_path / "resumed" / "checkpoint.pth.tar")
+    theirs = checkpoint(tmp_path / "straight" / "checkpoint.pth.tar")
+    mine.pop("config"), theirs.pop("config")
+    assert same(mine, theirs) == []
+
+
+def test_errors_have_their_exit_codes(images: Path, straight: Path, tmp_path: Path) -> None:
+    cases = [
+        ((tmp_path / "nowhere",), 3, "does not exist"),
+        ((images, "--resume", tmp_path / "no.pth.tar"), 4, "no.pth.tar"),
+        ((images, "--evaluate", "--resume", straight / "checkpoint.pth.tar",
+          "--arch", "resnet50"), 4, "holds a resnet18"),
+        ((images, "--num-classes", 5, "--workspace", tmp_path / "w"), 3, "--num-classes 5"),
+        ((images, "-b", 99, "--workspace", tmp_path / "w"), 3, "fewer than one global batch"),
+        ((images, "--lr", 1e9, "--optimizer", "adamw", *SMALL[:-2], "--lr", 1e30,
+          "--workspace", tmp_path / "d", "--epochs", 2), 5, "not finite"),
+    ]  # fmt: skip
+    for arguments, code, text in cases:
+        done = run_main(*arguments, "--device", "cpu", "-j", 0, expect=code)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("main.py: error")]
+        assert len(errors) == 1 and text in errors[0], done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_main_job_leaves_git_status_clean(images: Path) -> None:
+    import subprocess
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    status = ["git", "-C", str(ROOT), "status", "--porcelain"]
+    before = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+    run_main(images, *SMALL, "--epochs", 1, "--prof", 1, "--run-name", "git_status_test")
+    after = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+    assert before == after
+    produced = ROOT / "models" / "git_status_test"
+    assert (produced / "checkpoint.pth.tar").exists()
+    import shutil
+
+    shutil.rmtree(produced)

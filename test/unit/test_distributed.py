@@ -1,0 +1,100 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the three launchers say, and what contradicts them."""
+
+from __future__ import annotations
+
+import pytest
+
+from image_classification import distributed
+from image_classification.distributed import Launch
+from image_classification.errors import UsageError
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    # setenv first, so that what the code under test sets is undone afterwards too
+    for name in NAMES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_no_launcher_is_rank_0_of_1() -> None:
+    assert distributed.read_launch() == Launch()
+    assert distributed.read_launch().primary
+
+
+def test_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = ("9", "1", "16", "8", "node0", "29500")
+    for name, value in zip(NAMES, values, strict=True):
+        monkeypatch.setenv(name, value)
+    launch = distributed.read_launch()
+    assert (launch.rank, launch.local_rank, launch.world_size) == (9, 1, 16)
+    assert launch.num_nodes == 2 and not launch.primary and launch.master_addr == "node0"
+
+
+def test_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = {
+        "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
+        "SLURM_STEP_NODELIST": "gpu[03-04,7]", "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+        "SLURM_JOB_ID": "123456",
+    }  # fmt: skip
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    launch = distributed.read_launch()
+    assert (launch.rank, launch.local_rank, launch.world_size) == (5, 1, 8)
+    assert launch.num_nodes == 2 and launch.launcher == "slurm"
+    assert launch.master_addr == "gpu03"
+
+
+def test_a_slurm_batch_script_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert distributed.read_launch().world_size == 1
+
+
+@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK"])
+def test_an_incomplete_launcher_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    for name, value in zip(NAMES[:3], ("0", "0", "2"), strict=True):
+        if name != missing:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"'{missing}'"):
+        distributed.read_launch()
+
+
+def test_a_rank_outside_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(NAMES[:3], ("2", "0", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"RANK=2 is outside 0\.\.1"):
+        distributed.read_launch()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"num_nodes": 2}, "asks for 2 nodes, this run has 1"),
+        ({"master_addr": "node0"}, "there is no launcher"),
+    ],
+)
+def test_options_that_contradict_the_launch(options: dict[str, object], text: str) -> None:
+    given = {"num_nodes": None, "master_addr": None, "device_index": None} | options
+    with pytest.raises(UsageError, match=text):
+        distributed.check_launch(Launch(), **given)  # type: ignore[arg-type]
+
+
+def test_one_device_for_several_processes() -> None:
+    launch = Launch(0, 0, 2, 2, "multiproc/torchrun", "127.0.0.1")
+    with pytest.raises(UsageError, match="--gpu-id 0 picks one device, but 2 processes run"):
+        distributed.check_launch(launch, num_nodes=1, master_addr="127.0.0.1", device_index=0)
+
+
+def test_sums_of_a_single_process_are_the_numbers_themselves() -> None:
+    assert distributed.sum_over_ranks([1.0, 2.5]) == [1.0, 2.5]
+    assert distributed.share_from_primary({"a": 1}) == {"a": 1}
+    assert 0 <= distributed.shared_seed() < 2**32
