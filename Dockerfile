@@ -1,0 +1,15 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+# One file for NVIDIA, Ascend, Cambricon and plain Python images; the base's own PyTorch is kept:
+#   docker build -t {docker_image} --build-arg FROM_IMAGE_NAME={base_image} .
+ARG FROM_IMAGE_NAME=nvcr.io/nvidia/pytorch:25.01-py3
+FROM ${FROM_IMAGE_NAME}
+
+# Cambricon's images keep PyTorch in this virtual environment; elsewhere there is no such folder.
+ENV PATH=/torch/venv3/pytorch/bin:${PATH}
+WORKDIR /workspace/image_classification
+COPY requirements*.txt ./
+COPY scripts/setup_env.sh scripts/
+RUN bash scripts/setup_env.sh --sample --in-place
+COPY . .
+CMD ["/bin/bash"]

@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash disable=SC2034
+# What the recipes share; sourced by them, not run.
+#
+# From the environment: DEVICE, NPROC, PYTHON, IMAGENET_TRAIN_DATASET and, for inference, PRECISION.
+
+set -euo pipefail
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+NAME=$(basename -- "$0" .sh)
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON=$ROOT/.venv/bin/python; fi
+fi
+
+# ResNet-50 v1.5 of the NGC catalogue, 90 epochs: 2048 images per optimizer step on any number of
+# devices (gradients are accumulated where devices x 128 is less).
+NGC_RESNET50_V15_90E=(
+    --arch resnet50 -c fanin --epochs 90 -b 128 --optimizer-batch-size 2048
+    --lr 2.048 --lr-schedule cosine --warmup 8 --mom 0.875 --wd 3.0517578125e-05
+    --label-smoothing 0.1 -j4 -p 100
+)
+
+# show_usage POSITIONAL VARIABLES: what -h as the first argument prints.
+show_usage() {
+    cat <<END
+usage: bash run_scripts/$NAME.sh [$1] [flags of main.py ...]
+
+Flags given here come after those of the recipe and win; python main.py -h lists all of them.
+From the environment (env.sh explains them): IMAGENET_TRAIN_DATASET, PYTHON=$PYTHON,
+$2
+END
+}
+
+need_dataset() {
+    if [ -z "${IMAGENET_TRAIN_DATASET:-}" ]; then
+        echo "please set environment variable IMAGENET_TRAIN_DATASET." >&2
+        exit 3
+    fi
+}
+
+# train DEVICE NPROC FLAGS... -- [WORKSPACE] [EXTRA FLAGS...]: becomes the launcher.
+train() {
+    local device=${DEVICE:-$1} nproc=${NPROC:-$2} flags=()
+    shift 2
+    while [ "$1" != -- ]; do
+        flags+=("$1")
+        shift
+    done
+    shift
+    case ${1:-} in
+        -h | --help)
+            show_usage WORKSPACE "DEVICE=$device NPROC=$nproc"
+            exit 0
+            ;;
+        -*) flags+=(--run-name "$NAME") ;;
+        "")
+            flags+=(--run-name "$NAME")
+            if [ $# -gt 0 ]; then shift; fi
+            ;;
+        *)
+            flags+=(--workspace "$1")
+            shift
+            ;;
+    esac
+    need_dataset
+    # exec: the launcher takes this shell's place, so that signals reach it.
+    exec "$PYTHON" "$ROOT/multiproc.py" --nproc_per_node "$nproc" "$ROOT/main.py" \
+        "$IMAGENET_TRAIN_DATASET" --raport-file raport.json --device "$device" "${flags[@]}" "$@"
+}
+
+# find_checkpoint [PATH]: prints the checkpoint in a run's folder, the file itself, or the newest
+# best one below models/.
+find_checkpoint() {
+    local candidate newest=""
+    if [ -n "${1:-}" ]; then
+        for candidate in "$1" "$1/model_best.pth.tar" "$1/checkpoint.pth.tar"; do
+            if [ -f "$candidate" ]; then
+                echo "$candidate"
+                return
+            fi
+        done
+        echo "$NAME: no checkpoint: $1 is neither a file nor a folder with" \
+            "model_best.pth.tar or checkpoint.pth.tar; train first or name another one" >&2
+        return 4
+    fi
+    for candidate in "$ROOT"/models/*/model_best.pth.tar; do
+        if [ -f "$candidate" ] && { [ -z "$newest" ] || [ "$candidate" -nt "$newest" ]; }; then
+            newest=$candidate
+        fi
+    done
+    if [ -z "$newest" ]; then
+        echo "$NAME: no checkpoint: there is no $ROOT/models/*/model_best.pth.tar; train first or" \
+            "name a checkpoint: bash run_scripts/$NAME.sh PATH" >&2
+        return 4
+    fi
+    echo "$newest"
+}
+
+# infer FLAGS... -- [WORKSPACE or CHECKPOINT] [EXTRA FLAGS...]: becomes one process of main.py.
+infer() {
+    local flags=() wanted="" path
+    while [ "$1" != -- ]; do
+        flags+=("$1")
+        shift
+    done
+    shift
+    case ${1:-} in
+        -h | --help)
+            show_usage "WORKSPACE|CHECKPOINT" "DEVICE=${DEVICE:-auto} PRECISION=FP32"
+            exit 0
+            ;;
+        -*) ;;
+        *)
+            wanted=${1:-}
+            if [ $# -gt 0 ]; then shift; fi
+            ;;
+    esac
+    case ${PRECISION:-FP32} in
+        FP32) ;;
+        FP16) flags+=(--fp16) ;;
+        AMP) flags+=(--amp) ;;
+        *)
+            echo "$NAME: PRECISION=$PRECISION: expected FP32, FP16 or AMP" >&2
+            exit 2
+            ;;
+    esac
+    need_dataset
+    path=$(find_checkpoint "$wanted") || exit $?
+    echo "evaluating $path" >&2
+    exec "$PYTHON" "$ROOT/main.py" "$IMAGENET_TRAIN_DATASET" --evaluate --resume "$path" \
+        --workspace "$(dirname -- "$path")" --raport-file raport.json \
+        --device "${DEVICE:-auto}" "${flags[@]}" "$@"
+}
