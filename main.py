@@ -20,9 +20,9 @@ import difflib
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
-from image_classification.errors import CheckpointError, DeviceMemoryError, UsageError, UserError
+from image_classification.errors import DeviceMemoryError, UsageError, UserError
 from models import find_arch, model_names
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from image_classification.device import Device
     from image_classification.distributed import Launch
     from image_classification.logger import Logger
-    from image_classification.training import Trainer
-    from image_classification.validation import Validation
+    from image_classification.training import Trainer, steps_per_epoch
+    from image_classification.validation import Validator
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
 BEST_NAME = "model_best.pth.tar"
@@ -324,7 +324,7 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, notes
 
 
-def _is_sample(name: str | None) -> bool:
+def _is_sample(name: str | None) -> TypeGuard[str]:
     return name is not None and name.startswith(SAMPLE_PREFIX)
 
 
@@ -475,11 +475,6 @@ class Run:
     amp_dtype: torch.dtype | None
     memory_format: torch.memory_format
 
-    @property
-    def optimizer_batch(self) -> int:
-        """Images per optimizer step over all devices."""
-        return int(self.args.batch_size * self.launch.world_size * self.accumulation_steps)
-
 
 def run(args: argparse.Namespace, notes: list[str]) -> None:
     """Binds the device, joins the other processes and runs every seed."""
@@ -500,8 +495,9 @@ def run(args: argparse.Namespace, notes: list[str]) -> None:
         if device.is_out_of_memory(error):
             raise DeviceMemoryError(device.explain_out_of_memory(error, args.batch_size)) from error
         raise
-    if args.seeds and launch.primary and None not in top1:
-        print(f"top-1 over {len(top1)} seeds: {mean_and_spread(top1)} %")
+    if args.seeds and launch.primary and not args.training_only:
+        spread = mean_and_spread(value for value in top1 if value is not None)
+        print(f"top-1 over {len(top1)} seeds: {spread} %")
     distributed.shutdown()
 
 
@@ -511,75 +507,88 @@ def run_seed(
     """One whole run; returns the best top-1 in percent, None if nothing was validated."""
     import torch
 
+    from image_classification.validation import Validator
+
+    started = time.perf_counter()
+    state, precision = open_run(argparse.Namespace(**vars(args)), launch, device, seed)
+    args, logger = state.args, state.logger
+    with logger:
+        # ---- data and model
+        splits = load_data(state)
+        model = build_model(state, splits.num_classes)
+        loaders = build_loaders(state, splits)
+        logger.parameters({**vars(args), "seed": state.seed, "num_classes": splits.num_classes,
+                           "processes": launch.world_size, "device_name": device.name,
+                           "torch": torch.__version__})
+        about = f"{launch.world_size} x {device}, {precision}, seed {state.seed}"
+        for note in [*notes, about, f"workspace {state.workspace}", *splits.warnings]:
+            logger.message(note)
+        validator = Validator(
+            torch.nn.CrossEntropyLoss(), device=device, amp_dtype=state.amp_dtype, topk=args.topk,
+            world_size=launch.world_size, max_batches=args.prof if args.prof > 0 else None,
+            measure_latency=args.evaluate, epochs=args.epochs, print_freq=args.print_freq,
+            logger=logger)
+        # ---- evaluate or train
+        if args.evaluate:
+            result = validator.run(model, loaders["val"], "val")
+            logger.log((), result.metrics("val"))
+            top1: float | None = result.top1
+        else:
+            trainer = build_trainer(state, model, loaders["train"])
+            top1 = train(state, trainer, validator, loaders, splits)
+            logger.summary({"run.top1_best": top1, "run.duration": time.perf_counter() - started})
+        # ---- report
+        what = "evaluated: top-1" if args.evaluate else "finished: best top-1"
+        accuracy = "not measured" if top1 is None else f"{top1:.2f} %"
+        logger.message(f"{what} {accuracy}, {time.perf_counter() - started:.1f} s, files in "
+                       f"{state.workspace}\nExperiment ended")
+    return top1
+
+
+def open_run(
+    args: argparse.Namespace, launch: Launch, device: Device, seed: int | None
+) -> tuple[Run, str]:
+    """Opens workspace, checkpoint and log; settles what the command line leaves open."""
     from image_classification import checkpoint, distributed, training
     from image_classification.logger import create_logger, new_run_id
     from image_classification.workspace import open_workspace
 
-    started = time.perf_counter()
-    args = argparse.Namespace(**vars(args))
-    # ---- workspace, checkpoint, log
     workspace = open_workspace(
         wanted_workspace(args, seed), primary=launch.primary,
         traces=[args.checkpoint_filename, BEST_NAME, args.raport_file, "metrics.jsonl"],
         reuse=args.resume is not None or args.evaluate)
-    saved = checkpoint.load_resume(args.resume, workspace / args.checkpoint_filename)
-    adopt_network(args, saved)
+    saved = checkpoint.load_resume(
+        args.resume, workspace / args.checkpoint_filename, arch=args.arch)
+    settle_network(args, saved)
     if seed is None:
         seed = saved["seed"] if saved else distributed.shared_seed()
     accumulation = training.accumulation_steps(
         args.batch_size, launch.world_size, args.optimizer_batch_size)
+    args.optimizer_batch_size = args.batch_size * launch.world_size * accumulation
+    args.lr = 0.256 * args.optimizer_batch_size / 256 if args.lr is None else args.lr
     amp_dtype, precision = None, "FP16 weights" if args.fp16 else "FP32"
     if args.amp:
         amp_dtype, precision = device.amp_dtype(args.amp_dtype)
     logger = create_logger(
         workspace=workspace, report_file=args.raport_file, primary=launch.primary, append=True,
         run_id=new_run_id(), tensorboard=args.tensorboard)
-    with logger:
-        state = Run(args, launch, device, workspace, logger, saved, seed, accumulation, amp_dtype,
-                    choose_memory_format(args, device))
-        # ---- data, model
-        splits = load_data(state)
-        model = build_model(state, splits.num_classes)
-        train_loader, val_loader = build_loaders(state, splits)
-        logger.parameters({**vars(args), "seed": seed, "num_classes": splits.num_classes,
-                           "processes": launch.world_size, "device_name": device.name,
-                           "torch": torch.__version__})
-        for note in [*notes, f"{launch.world_size} x {device}, {precision}, seed {seed}",
-                     f"workspace {workspace}", *splits.warnings]:
-            logger.message(note)
-        # ---- evaluate or train
-        if args.evaluate:
-            result = validate_model(state, model, val_loader, "val", 0)
-            logger.log((), result.metrics("val"))
-            top1: float | None = result.top1
-        else:
-            trainer = build_trainer(state, model, train_loader)
-            top1 = train(state, trainer, train_loader, val_loader, splits)
-            logger.summary({"run.top1_best": top1, "run.duration": time.perf_counter() - started})
-        report(state, top1, time.perf_counter() - started)
-    return top1
-
-
-# ---- workspace and checkpoint ------------------------------------------------------------------
+    return Run(args, launch, device, workspace, logger, saved, seed, accumulation, amp_dtype,
+               device.memory_format(args.memory_format, args.amp)), precision
 
 
 def wanted_workspace(args: argparse.Namespace, seed: int | None) -> Path:
     """The folder of --workspace, else models/<run name, sample or network>."""
     sample = args.data.removeprefix(SAMPLE_PREFIX) if _is_sample(args.data) else None
     name = args.run_name or sample or args.arch or "resnet50"
-    base = Path(args.workspace) if args.workspace else PACKAGE_ROOT / "models" / name
+    base = Path(args.workspace or PACKAGE_ROOT / "models" / name)
     return base / f"seed_{seed}" if args.seeds else base
 
 
-def adopt_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
+def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
     """Fills in network and input size: the command line's, else the checkpoint's, else ours."""
     if saved is not None:
-        if args.arch not in (None, saved["arch"]):
-            raise CheckpointError(
-                f"--resume {args.resume} holds a {saved['arch']}, --arch asks for {args.arch}; "
-                "drop --arch or choose another checkpoint")
-        args.arch = saved["arch"]
         preset = saved["preprocessing"]["val"]
+        args.arch = saved["arch"]
         args.image_size = args.image_size or preset["image_size"]
         args.val_resize = args.val_resize or preset["resize_size"]
     args.arch = args.arch or "resnet50"
@@ -589,37 +598,22 @@ def adopt_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> Non
         raise UsageError(f"--val-resize {args.val_resize} is below image size {args.image_size}")
 
 
-def choose_memory_format(args: argparse.Namespace, device: Device) -> torch.memory_format:
-    """Resolves --memory-format; channels last pays with the matrix units that AMP uses."""
-    import torch
-
-    automatic = args.memory_format == "auto" and args.amp and device.type in ("cuda", "cpu")
-    nhwc = args.memory_format == "nhwc" or automatic
-    return torch.channels_last if nhwc else torch.contiguous_format
-
-
-# ---- data and model ----------------------------------------------------------------------------
-
-
 def load_data(state: Run) -> Splits:
     """Indexes the images; checks train, val and the checkpoint's classes against each other."""
     from image_classification import datasets
-    from image_classification.dataloaders import SyntheticIndex
+    from image_classification.dataloaders import synthetic_splits
 
     args, data, saved = state.args, state.args.data, state.saved
     if args.data_backend == "synthetic":
         num_classes = args.num_classes or (saved["num_classes"] if saved else 1000)
-        train, val = (SyntheticIndex(size, num_classes) for size in args.synthetic_size)
-        return datasets.Splits(train, val, train.classes, num_classes, [])
+        return synthetic_splits(args.synthetic_size, num_classes)
     if _is_sample(data):
         folder = PACKAGE_ROOT / "data" / data.removeprefix(SAMPLE_PREFIX)
         data = datasets.prepare_sample(data, folder)
     splits = datasets.load_splits(
         data, train=not args.evaluate, val=not args.training_only, layout=args.data_layout,
         num_classes=args.num_classes)
-    if saved is None:
-        return splits
-    return datasets.adopt_classes(splits, saved["classes"], "the checkpoint")
+    return datasets.adopt_classes(splits, saved["classes"], "the checkpoint") if saved else splits
 
 
 def presets(args: argparse.Namespace) -> tuple[TrainPreset, EvalPreset]:
@@ -633,24 +627,27 @@ def presets(args: argparse.Namespace) -> tuple[TrainPreset, EvalPreset]:
     return train, EvalPreset(args.image_size, args.val_resize, args.interpolation)
 
 
-def build_loaders(state: Run, splits: Splits) -> list[Loader | None]:
-    """Creates the loaders of train and val, None for a split that this run does not need."""
+def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
+    """Creates the loaders of "train" and "val", as far as this run needs them."""
     import torch
 
     from image_classification.dataloaders import create_loader
 
-    args, loaders = state.args, []
-    for index, preset in zip((splits.train, splits.val), presets(args), strict=True):
-        loader = None if index is None else create_loader(
+    args, loaders = state.args, {}
+    train_preset, val_preset = presets(args)
+    for split, index, preset in (("train", splits.train, train_preset),
+                                 ("val", splits.val, val_preset)):
+        if index is None:
+            continue
+        loaders[split] = create_loader(
             "synthetic" if args.data_backend == "synthetic" else "pytorch", index, preset,
             device=state.device, batch_size=args.batch_size, rank=state.launch.rank,
-            world_size=state.launch.world_size, global_batch=state.optimizer_batch,
+            world_size=state.launch.world_size, global_batch=args.optimizer_batch_size,
             seed=state.seed, workers=args.workers, prefetch=args.prefetch,
             memory_format=state.memory_format,
             dtype=torch.float16 if args.fp16 else state.amp_dtype or torch.float32)
-        for note in loader.notes if loader else []:
+        for note in loaders[split].notes:
             state.logger.warning(note)
-        loaders.append(loader)
     return loaders
 
 
@@ -705,17 +702,19 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
     from image_classification.training import Trainer
 
     args, device, launch = state.args, state.device, state.launch
-    base_lr = args.lr if args.lr is not None else 0.256 * state.optimizer_batch / 256
-    steps = batches_per_epoch(state, loader) // state.accumulation_steps
+    steps = steps_per_epoch(
+        loader.num_samples, args.optimizer_batch_size,
+        [limit // state.accumulation_steps for limit in (args.prof, args.iters) if limit > 0])
     state.logger.message(
-        f"{steps} optimizer steps per epoch of {state.optimizer_batch} images ({args.batch_size} x "
-        f"{launch.world_size} devices x {state.accumulation_steps}), peak lr {base_lr:g}")
+        f"{steps} optimizer steps per epoch of {args.optimizer_batch_size} images "
+        f"({args.batch_size} x {launch.world_size} devices x {state.accumulation_steps}), "
+        f"peak lr {args.lr:g}")
     optimizer = optimizers.create_optimizer(
-        args.optimizer, model, lr=base_lr, weight_decay=args.weight_decay, momentum=args.momentum,
+        args.optimizer, model, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
         nesterov=args.nesterov, rmsprop_alpha=args.rmsprop_alpha, rmsprop_eps=args.rmsprop_eps,
         decay_all=args.bn_weight_decay, fused=device.type == "cuda")
     lr = optimizers.lr_policy(
-        args.lr_schedule, base_lr, total_steps=steps * args.epochs,
+        args.lr_schedule, args.lr, total_steps=steps * args.epochs,
         warmup_steps=round(steps * args.warmup), end_lr=args.end_lr)
     dynamic = args.dynamic_loss_scale or args.static_loss_scale is None
     trainer = Trainer(
@@ -723,6 +722,7 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
         torch.nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, lr,
         device=device, amp_dtype=state.amp_dtype,
         scaler=device.grad_scaler(state.amp_dtype, args.static_loss_scale, dynamic),
+        num_batches=steps * state.accumulation_steps,
         accumulation_steps=state.accumulation_steps, clip_grad_norm=args.clip_grad_norm,
         mixup_alpha=args.mixup, freeze_bn=args.freeze_bn,
         ema=None if args.use_ema is None else ModelEma(model, args.use_ema),
@@ -734,41 +734,32 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
     return trainer
 
 
-def batches_per_epoch(state: Run, loader: Loader) -> int:
-    """Batches of an epoch on each device: whole optimizer steps, within --prof and --iters."""
-    loader.set_position(0, 0)
-    limits = [limit for limit in (state.args.prof, state.args.iters) if limit > 0]
-    groups = min([len(loader), *limits]) // state.accumulation_steps
-    return max(groups, 1) * state.accumulation_steps
-
-
 def train(
-    state: Run, trainer: Trainer, train_loader: Loader, val_loader: Loader | None, splits: Splits
+    state: Run, trainer: Trainer, validator: Validator, loaders: dict[str, Loader], splits: Splits
 ) -> float | None:
     """The epoch loop; returns the best top-1 in percent, None if nothing was ever validated."""
     from image_classification import distributed
 
     args, logger = state.args, state.logger
-    progress = {"epoch": 0, "best_prec1": None, "best_epoch": -1}
+    progress: dict[str, Any] = {"epoch": 0, "best_prec1": None, "best_epoch": -1}
     progress = {key: (state.saved or progress)[key] for key in progress}
     first, last = progress["epoch"], args.epochs
     if args.run_epochs > 0:
         last = min(last, first + args.run_epochs)
-    num_batches = batches_per_epoch(state, train_loader)
     if first >= last:
         logger.message(f"nothing left to do: {first} of {args.epochs} epochs are done")
     for epoch in range(first, last):
         started = time.perf_counter()
-        train_loader.set_position(epoch, 0)
+        loaders["train"].set_position(epoch, 0)
         row = trainer.train_epoch(
-            train_loader, epoch, epochs=args.epochs, num_batches=num_batches,
-            print_freq=args.print_freq, logger=logger)
+            loaders["train"], epoch, epochs=args.epochs, print_freq=args.print_freq, logger=logger)
         row["train.epoch_time"] = time.perf_counter() - started
         distributed.broadcast_buffers(trainer.model)
         is_best = False
-        if val_loader is not None:
+        if "val" in loaders:
             for prefix, model in trainer.models().items():
-                result = validate_model(state, model, val_loader, prefix, epoch)
+                result = validator.run(
+                    model, loaders["val"], prefix, epoch=epoch, iteration=trainer.num_batches)
                 row |= result.metrics(prefix)
             is_best = progress["best_prec1"] is None or result.top1 > progress["best_prec1"]
             if is_best:  # of the average, which comes last, where there is one
@@ -783,25 +774,8 @@ def train(
     return progress["best_prec1"]
 
 
-def validate_model(
-    state: Run, model: torch.nn.Module, loader: Loader, prefix: str, epoch: int
-) -> Validation:
-    """One validation with this run's settings."""
-    import torch
-
-    from image_classification.validation import validate
-
-    args = state.args
-    return validate(
-        model, loader, torch.nn.CrossEntropyLoss(), device=state.device,
-        amp_dtype=state.amp_dtype, world_size=state.launch.world_size, topk=args.topk,
-        max_batches=args.prof if args.prof > 0 else None, measure_latency=args.evaluate,
-        epoch=epoch, epochs=args.epochs, print_freq=args.print_freq, logger=state.logger,
-        prefix=prefix)
-
-
 def save_checkpoint(
-    state: Run, trainer: Trainer, splits: Splits, progress: dict[str, Any], is_best: bool
+    state: Run, trainer: Trainer, splits: Splits, progress: dict[str, Any], best: bool
 ) -> None:
     """Writes the checkpoint from which epoch `progress["epoch"]` goes on (rank 0)."""
     from image_classification import checkpoint
@@ -816,21 +790,7 @@ def save_checkpoint(
     }
     checkpoint.save(
         checkpoint.to_cpu(content), state.workspace, filename=args.checkpoint_filename,
-        best=is_best, keep=args.gather_checkpoints)
-
-
-# ---- end ---------------------------------------------------------------------------------------
-
-
-def report(state: Run, top1: float | None, seconds: float) -> None:
-    """Says how it went and where everything lies."""
-    args = state.args
-    what = "evaluated" if args.evaluate else "finished"
-    accuracy = "" if top1 is None else f", {'' if args.evaluate else 'best '}top-1 {top1:.2f} %"
-    names = [args.checkpoint_filename, BEST_NAME, args.raport_file, "metrics.jsonl"]
-    files = [f"  {state.workspace / n}" for n in names if (state.workspace / n).exists()]
-    for line in [f"{what} in {seconds:.1f} s{accuracy}", *files, "Experiment ended"]:
-        state.logger.message(line)
+        best=best, keep=args.gather_checkpoints)
 
 
 def main(argv: list[str]) -> int:

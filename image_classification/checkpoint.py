@@ -100,7 +100,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     state = load_tensors(path)
     missing = [key for key in _REQUIRED if not isinstance(state, dict) or key not in state]
-    if missing:
+    if missing or not isinstance(state, dict):
         raise CheckpointError(
             f"{path} is not a training checkpoint of this package (no {', '.join(missing)}); "
             "use --resume with a checkpoint.pth.tar or model_best.pth.tar written by main.py, "
@@ -109,22 +109,30 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_resume(wanted: str | None, last: Path) -> dict[str, Any] | None:
+def load_resume(wanted: str | None, last: Path, *, arch: str | None) -> dict[str, Any] | None:
     """Reads what `--resume` names.
 
     Args:
         wanted: A path, "auto" for the workspace's own last checkpoint, or None.
         last: The workspace's last checkpoint, which need not exist.
+        arch: The network that the command line asks for, None for the checkpoint's.
 
     Returns:
         The checkpoint; None without `--resume`, or with "auto" where there is none yet.
 
     Raises:
-        CheckpointError: See `load`.
+        CheckpointError: See `load`; or the checkpoint holds another network.
     """
     if wanted is None or (wanted == "auto" and not last.exists()):
         return None
-    return load(last if wanted == "auto" else Path(wanted))
+    path = last if wanted == "auto" else Path(wanted)
+    saved = load(path)
+    if arch not in (None, saved["arch"]):
+        raise CheckpointError(
+            f"{path} holds a {saved['arch']}, --arch asks for {arch}; drop --arch or choose "
+            "another checkpoint"
+        )
+    return saved
 
 
 def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:

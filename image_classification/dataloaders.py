@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
 from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.batch_schedule import BatchSchedule
 from image_classification.data_index import ImageIndex
+from image_classification.datasets import Splits
 from image_classification.device_feed import Batch, DeviceFeeder
 from image_classification.errors import UsageError
 from image_classification.pytorch_loader import PytorchLoader
@@ -20,7 +21,7 @@ from image_classification.synthetic_loader import SyntheticIndex, SyntheticLoade
 if TYPE_CHECKING:
     from image_classification.device import Device
 
-__all__ = ["BACKENDS", "Loader", "SyntheticIndex", "create_loader"]
+__all__ = ["BACKENDS", "Loader", "SyntheticIndex", "create_loader", "synthetic_splits"]
 
 BACKENDS = ("pytorch", "synthetic")
 
@@ -59,6 +60,13 @@ class Loader(Protocol):
 
     def close(self) -> None:
         """Free worker processes; call it when the loader is no longer needed."""
+
+
+def synthetic_splits(sizes: tuple[int, int], num_classes: int) -> Splits:
+    """Returns splits without files: numbers of training and validation images, and of classes."""
+    # To a loader an index without files is an index like any other.
+    train, val = (cast(ImageIndex, SyntheticIndex(size, num_classes)) for size in sizes)
+    return Splits(train, val, train.classes, num_classes, [])
 
 
 def create_loader(
@@ -105,14 +113,9 @@ def create_loader(
     if backend not in BACKENDS:
         raise UsageError(f"unknown data backend {backend!r}; known: {', '.join(BACKENDS)}")
     schedule = BatchSchedule(
-        len(index),
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        global_batch=global_batch,
-        seed=seed,
-        training=isinstance(preset, TrainPreset),
-    )
+        len(index), batch_size=batch_size, rank=rank, world_size=world_size,
+        global_batch=global_batch, seed=seed, training=isinstance(preset, TrainPreset),
+    )  # fmt: skip
     feeder = DeviceFeeder(device, dtype=dtype, memory_format=memory_format)
     if backend == "synthetic":
         synthetic = SyntheticIndex(len(index), len(index.classes))
@@ -122,12 +125,6 @@ def create_loader(
     # An upper estimate where a run spans several machines: it can only make the loader modest.
     local_ranks = min(world_size, device.count) if device.is_accelerator else world_size
     return PytorchLoader(
-        index,
-        preset,
-        schedule=schedule,
-        feeder=feeder,
-        device=device,
-        workers=workers,
-        prefetch=prefetch,
-        local_ranks=local_ranks,
-    )
+        index, preset, schedule=schedule, feeder=feeder, device=device, workers=workers,
+        prefetch=prefetch, local_ranks=local_ranks,
+    )  # fmt: skip

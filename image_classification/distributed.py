@@ -79,7 +79,7 @@ def read_launch() -> Launch:
         local_world_size = int(environ.get("LOCAL_WORLD_SIZE", world_size))
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"WORLD_SIZE is set, but RANK, LOCAL_RANK and WORLD_SIZE are not all numbers ({error}); "
+            f"WORLD_SIZE is set, but RANK, LOCAL_RANK, WORLD_SIZE are not all numbers ({error}); "
             "start with `python multiproc.py --nproc_per_node N main.py ...` or torchrun, "
             "or unset WORLD_SIZE"
         ) from None
@@ -94,7 +94,8 @@ def _translate_slurm() -> None:
     """Sets torch's variables from those of srun (https://slurm.schedmd.com/srun.html)."""
     environ = os.environ
     nodes = environ.get("SLURM_STEP_NODELIST", "127.0.0.1")  # for example "gpu[03-07,12]"
-    environ.setdefault("MASTER_ADDR", re.sub(r"\[(\d+).*?\]", r"\1", nodes, count=1).split(",")[0])
+    first = re.sub(r"\[(\d+).*?\]", r"\1", nodes, count=1).split(",")[0]
+    environ.setdefault("MASTER_ADDR", first)
     # Every task of the job computes the same port; another job on the node gets another one.
     port = 20000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000
     environ.setdefault("MASTER_PORT", str(port))

@@ -260,14 +260,12 @@ def create_logger(
 
     Args:
         workspace: folder of the run; made if it is missing.
-        report_file: name of the DLLL report in the workspace (or an absolute path);
-            metrics.jsonl lies beside it.
+        report_file: name of the DLLL report in the workspace, beside metrics.jsonl.
         primary: whether this process reports; all others get a silent logger.
         append: go on in the files that are there; otherwise they are renamed to `<name>.1`,
             `.2`, ... and new ones begin. Nothing is ever overwritten.
         run_id: names this start of the program, see `new_run_id`.
-        terminal: True for a progress bar and short lines, False for DLL lines on the stream;
-            None: whether the stream is a terminal.
+        terminal: progress bar and short lines instead of DLL lines; None: as the stream is.
         tensorboard: also write event files, to `<workspace>/tensorboard`.
         stream: standard output, if it is not sys.stdout.
 
@@ -280,8 +278,7 @@ def create_logger(
     if not primary:
         return Logger(run_id=run_id)
     stream = stream or sys.stdout
-    if terminal is None:
-        terminal = stream.isatty()
+    terminal = stream.isatty() if terminal is None else terminal
     report = workspace / report_file
     jsonl = report.with_name(JSONL_NAME)
     if report.name in ("", JSONL_NAME) or report.is_dir():

@@ -57,6 +57,17 @@ def accumulation_steps(batch_size: int, world_size: int, optimizer_batch: int) -
     return optimizer_batch // group if optimizer_batch > 0 else 1
 
 
+def steps_per_epoch(num_samples: int, optimizer_batch: int, limits: list[int]) -> int:
+    """Returns the optimizer steps of an epoch: whole batches only, within the limits, at least 1.
+
+    Args:
+        num_samples: Images of an epoch over all ranks.
+        optimizer_batch: Images per optimizer step over all ranks.
+        limits: Largest numbers of steps the user asked for.
+    """
+    return max(1, min([num_samples // optimizer_batch, *limits]))
+
+
 class Sums(NamedTuple):
     """Sums over the images of an interval, over all ranks.
 
@@ -85,9 +96,26 @@ class Sums(NamedTuple):
 class Trainer:
     """Owns everything a step changes: weights, optimizer, scaler, EMA and the step counters.
 
+    Args:
+        model: The network without wrappers, on the device.
+        forward: What training calls: the network or its DistributedDataParallel wrapper.
+        criterion: Mean loss of (logits float32 [N, C], target int64 [N]).
+        optimizer: Optimizer whose groups carry "names" (see optimizers.parameter_groups).
+        lr: Learning rate as a function of the optimizer step.
+        device: The device of this process.
+        amp_dtype: Autocast type, None for FP32.
+        scaler: Gradient scaler of the device (a disabled one outside float16).
+        accumulation_steps: Batches per optimizer step, >= 1.
+        clip_grad_norm: Largest global L2 norm of the gradients, None for no clipping.
+        mixup_alpha: MixUp's Beta parameter, 0 for none.
+        ema: Averaged copy of `model`, updated after each optimizer step, or None.
+        freeze_bn: Keep BatchNorm statistics fixed (evaluation mode) while training.
+        seed: Seed of MixUp and dropout.
+        rank: Rank of this process (its dropout masks differ from the others').
+        world_size: Number of ranks, for the throughput.
+        num_batches: Batches of an epoch on each device, a multiple of the accumulation steps.
+
     Attributes:
-        model: The network itself, for validation and saving.
-        ema: The averaged network, or None.
         step: Optimizer steps attempted so far in the whole training; the schedule follows it.
         skipped_steps: Steps that the gradient scaler skipped because of an overflow.
     """
@@ -101,6 +129,7 @@ class Trainer:
         lr: Callable[[int], float],
         *,
         device: Device,
+        num_batches: int,
         amp_dtype: torch.dtype | None,
         scaler: Any,
         accumulation_steps: int = 1,
@@ -112,26 +141,7 @@ class Trainer:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Wires the parts.
-
-        Args:
-            model: The network without wrappers, on the device.
-            forward: What is called in training: the network or its DistributedDataParallel wrapper.
-            criterion: Mean loss of (logits [N, C], target [N]).
-            optimizer: Optimizer whose groups carry "names" (see optimizers.parameter_groups).
-            lr: Learning rate as a function of the optimizer step.
-            device: The device of this process.
-            amp_dtype: Autocast type, None for FP32.
-            scaler: Gradient scaler of the device (a disabled one outside float16).
-            accumulation_steps: Batches per optimizer step, >= 1.
-            clip_grad_norm: Largest global L2 norm of the gradients, None for no clipping.
-            mixup_alpha: MixUp's Beta parameter, 0 for none.
-            ema: Averaged copy of `model`, updated after each optimizer step.
-            freeze_bn: Keep BatchNorm statistics fixed (evaluation mode) while training.
-            seed: Seed of MixUp and dropout.
-            rank: Rank of this process (its dropout masks differ from the others').
-            world_size: Number of ranks, for the throughput.
-        """
+        """Stores the parts, see the class."""
         self.model = model
         self.forward = forward
         self.criterion = criterion
@@ -140,6 +150,7 @@ class Trainer:
         self.device = device
         self.amp_dtype = amp_dtype
         self.scaler = scaler
+        self.num_batches = num_batches
         self.accumulation_steps = accumulation_steps
         self.clip_grad_norm = clip_grad_norm
         self.mixup_alpha = mixup_alpha
@@ -169,8 +180,8 @@ class Trainer:
         key = hash64(self.seed, self.step, self._micro_step)
         if self._reseed:
             self.device.seed(int(hash64(key, _STREAM_DROPOUT, self.rank)))
-        with self._gradient_sync(last), self.device.autocast(self.amp_dtype):
-            loss, logits = self._loss(images, target, int(hash64(key, _STREAM_MIXUP)))
+        with self._gradient_sync(last):
+            loss, logits = self._forward_loss(images, target, int(hash64(key, _STREAM_MIXUP)))
             # The mean over the group: each batch contributes its share.
             self.scaler.scale(loss / self.accumulation_steps).backward()
         self._add_to_sums(loss, logits, target)
@@ -184,17 +195,15 @@ class Trainer:
         epoch: int,
         *,
         epochs: int,
-        num_batches: int,
         print_freq: int,
         logger: Logger,
     ) -> dict[str, float | None]:
-        """Trains on `num_batches` batches of the loader.
+        """Trains for one epoch.
 
         Args:
             loader: Yields (images, target) on the device, positioned at the start of the epoch.
             epoch: Epoch number from 0, for the log.
             epochs: Number of epochs of the whole training, for the log.
-            num_batches: Batches of this epoch, a multiple of the accumulation steps.
             print_freq: Batches between log lines.
             logger: Receives a row per log line and the moving progress.
 
@@ -206,17 +215,17 @@ class Trainer:
         """
         self._enter_train_mode()
         # Compilation, autotuning and worker start-up belong to the first steps of the process.
-        throughput = Throughput(warmup=0 if self._warm else min(10, num_batches // 4))
+        throughput = Throughput(warmup=0 if self._warm else min(10, self.num_batches // 4))
         self._warm = True
         totals = Sums()
         row: dict[str, float | None] = {}
-        batches = throughput.timed(loader, num_batches)
+        batches = throughput.timed(loader, self.num_batches)
         for iteration, (images, target) in enumerate(batches, 1):
             self.train_step(images, target)
             if iteration == throughput.warmup:
                 self.device.synchronize()
             at_log_line = iteration % print_freq == 0
-            if at_log_line or iteration == num_batches:
+            if at_log_line or iteration == self.num_batches:
                 interval = self._read_sums()
                 totals = totals.plus(interval)
             throughput.step_done(len(target) * self.world_size)
@@ -224,8 +233,8 @@ class Trainer:
                 row = self._metrics(interval, throughput.window_rates())
                 logger.log((epoch, iteration), row)
                 self._check_finite(interval, epoch, iteration)
-            logger.progress("train", epoch, epochs, iteration, num_batches, row or None)
-        self._check_finite(totals, epoch, num_batches)
+            logger.progress("train", epoch, epochs, iteration, self.num_batches, row or None)
+        self._check_finite(totals, epoch, self.num_batches)
         return self._metrics(totals, throughput.rates())
 
     def models(self) -> dict[str, nn.Module]:
@@ -290,18 +299,19 @@ class Trainer:
             return contextlib.nullcontext()
         return self.forward.no_sync()
 
-    def _loss(
+    def _forward_loss(
         self, images: torch.Tensor, target: torch.Tensor, key: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.mixup_alpha:
-            logits = self.forward(images)
-            return self.criterion(logits, target), logits
-        draw = draw_mixup(self.mixup_alpha, len(images), key)
-        logits = self.forward(mix_images(images, draw))
-        # Cross entropy is linear in the target distribution: no soft targets are needed.
-        own = self.criterion(logits, target)
-        other = self.criterion(logits, partner(target, draw))
-        return draw.weight * own + (1.0 - draw.weight) * other, logits
+        draw = draw_mixup(self.mixup_alpha, len(images), key) if self.mixup_alpha else None
+        with self.device.autocast(self.amp_dtype):
+            logits = self.forward(images if draw is None else mix_images(images, draw))
+        logits = logits.float()  # the loss in full precision, on every device
+        loss = self.criterion(logits, target)
+        if draw is not None:
+            # Cross entropy is linear in the target distribution: no soft targets are needed.
+            other = self.criterion(logits, partner(target, draw))
+            loss = draw.weight * loss + (1.0 - draw.weight) * other
+        return loss, logits
 
     @torch.no_grad()
     def _add_to_sums(self, loss: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> None:

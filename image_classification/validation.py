@@ -64,83 +64,107 @@ class Validation:
         return {f"{prefix}.{name}": value for name, value in {**accuracy, **self.speed}.items()}
 
 
-@torch.inference_mode()
-def validate(
-    model: nn.Module,
-    loader: Loader,
-    criterion: nn.Module,
-    *,
-    device: Device,
-    amp_dtype: torch.dtype | None,
-    world_size: int,
-    topk: int = 5,
-    max_batches: int | None = None,
-    measure_latency: bool = False,
-    epoch: int = 0,
-    epochs: int = 1,
-    print_freq: int = 100,
-    logger: Logger,
-    prefix: str = "val",
-) -> Validation:
-    """Evaluates the model on the loader's images.
+class Validator:
+    """Runs validations with the settings of one run.
 
     Args:
-        model: The network without wrappers (no collective runs in the forward pass).
-        loader: Yields (images, target) on the device; ranks may yield different numbers of batches.
-        criterion: Mean loss of (logits [N, C], target [N]).
+        criterion: Mean loss of (logits float32 [N, C], target int64 [N]).
         device: The device of this process.
         amp_dtype: Autocast type, None for the type of the weights.
         world_size: Number of ranks, for the throughput.
         topk: Second accuracy beside top-1.
         max_batches: Stop after this many batches (a partial, quick look).
         measure_latency: Wait for the device after each batch to time it (evaluation runs).
-        epoch: Epoch number for the log.
         epochs: Number of epochs of the run, for the progress.
         print_freq: Batches between log rows.
         logger: Receives rows and progress.
-        prefix: "val" or "val_ema".
-
-    Returns:
-        Sums over all ranks.
-
-    Raises:
-        DataError: No rank saw an image.
     """
-    model.eval()
-    loader.set_position(0, 0)
-    num_batches = min(len(loader), max_batches or len(loader))
-    warmup = min(5, num_batches // 4)
-    throughput, latency = Throughput(warmup), LatencyMeter(warmup)
-    loss_sum = torch.zeros((), device=device.torch_device)
-    correct = torch.zeros(2, dtype=torch.int64, device=device.torch_device)
-    seen = 0
-    row: dict[str, float | None] = {}
-    batches = throughput.timed(loader, num_batches)
-    for iteration, (images, target) in enumerate(batches, 1):
+
+    def __init__(
+        self,
+        criterion: nn.Module,
+        *,
+        device: Device,
+        amp_dtype: torch.dtype | None,
+        world_size: int,
+        topk: int = 5,
+        max_batches: int | None = None,
+        measure_latency: bool = False,
+        epochs: int = 1,
+        print_freq: int = 100,
+        logger: Logger,
+    ) -> None:
+        self.criterion = criterion
+        self.device = device
+        self.amp_dtype = amp_dtype
+        self.world_size = world_size
+        self.topk = topk
+        self.max_batches = max_batches
+        self.measure_latency = measure_latency
+        self.epochs = epochs
+        self.print_freq = print_freq
+        self.logger = logger
+
+    @torch.inference_mode()
+    def run(
+        self, model: nn.Module, loader: Loader, prefix: str, *, epoch: int = 0, iteration: int = 0
+    ) -> Validation:
+        """Evaluates the model on the loader's images.
+
+        Args:
+            model: The network without wrappers: no collective runs in the forward pass, so ranks
+                may have different numbers of batches.
+            loader: Yields (images, target) on the device.
+            prefix: "val" or "val_ema".
+            epoch: Epoch number from 0, for the log.
+            iteration: Training iterations of this epoch so far, for the log.
+
+        Returns:
+            Sums over all ranks.
+
+        Raises:
+            DataError: No rank saw an image.
+        """
+        model.eval()
+        loader.set_position(0, 0)
+        num_batches = min(len(loader), self.max_batches or len(loader))
+        warmup = min(5, num_batches // 4)
+        throughput, latency = Throughput(warmup), LatencyMeter(warmup)
+        loss_sum = torch.zeros((), device=self.device.torch_device)
+        correct = torch.zeros(2, dtype=torch.int64, device=self.device.torch_device)
+        seen = 0
+        row: dict[str, float | None] = {}
+        for step, (images, target) in enumerate(throughput.timed(loader, num_batches), 1):
+            logits = self._forward(model, images, latency)
+            loss_sum += self.criterion(logits, target) * len(target)
+            correct += topk_correct(logits, target, (1, self.topk))
+            seen += len(target)
+            if step % self.print_freq == 0:
+                row = {f"{prefix}.loss": float(loss_sum) / seen}
+                row[f"{prefix}.top1"] = 100.0 * int(correct[0]) / seen
+                self.logger.log((epoch, iteration, step), row)
+            if step in (warmup, num_batches):
+                self.device.synchronize()
+            throughput.step_done(len(target) * self.world_size)
+            self.logger.progress("val", epoch, self.epochs, step, num_batches, row or None)
+        sums = [float(loss_sum), *(float(count) for count in correct.tolist()), float(seen)]
+        loss, correct1, correctk, total = sum_over_ranks(sums)
+        if not total:
+            raise DataError("validation saw no image; check the val folder or val.txt")
+        speed = _speed(throughput.rates(), latency.summary())
+        counts = int(correct1), int(correctk), int(total)
+        return Validation(loss / total, *counts, self.topk, speed)
+
+    def _forward(
+        self, model: nn.Module, images: torch.Tensor, latency: LatencyMeter
+    ) -> torch.Tensor:
         started = time.perf_counter()
-        with device.autocast(amp_dtype):
-            logits = model(images).float()
-        if measure_latency:
-            device.synchronize()
+        with self.device.autocast(self.amp_dtype):
+            logits: torch.Tensor = model(images)
+        if self.measure_latency:
+            self.device.synchronize()
             latency.add(time.perf_counter() - started)
-        loss_sum += criterion(logits, target) * len(target)
-        correct += topk_correct(logits, target, (1, topk))
-        seen += len(target)
-        if iteration % print_freq == 0:
-            row = {f"{prefix}.loss": float(loss_sum) / seen}
-            row[f"{prefix}.top1"] = 100.0 * int(correct[0]) / seen
-            logger.log((epoch, 0, iteration), row)
-        if iteration in (warmup, num_batches):
-            device.synchronize()
-        throughput.step_done(len(target) * world_size)
-        logger.progress(prefix, epoch, epochs, iteration, num_batches, row or None)
-    loss, correct1, correctk, total = sum_over_ranks(
-        [float(loss_sum), *(float(value) for value in correct.tolist()), seen]
-    )
-    if not total:
-        raise DataError("validation saw no image; check the val folder or val.txt")
-    speed = _speed(throughput.rates(), latency.summary())
-    return Validation(loss / total, int(correct1), int(correctk), int(total), topk, speed)
+        return logits.float()
 
 
 def _speed(rates: Rates, latency: Latency | None) -> dict[str, float | None]:

@@ -18,7 +18,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def write_images(root: Path, *, train: int = 8, val: int = 4, classes: int = 3, size: int = 40) -> Path:
+def write_images(
+    root: Path, *, train: int = 8, val: int = 4, classes: int = 3, size: int = 40
+) -> Path:
     """Writes a folder of small JPEGs whose class can be seen from their colour."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
@@ -48,7 +50,8 @@ def run_main(
     done = subprocess.run(
         command, env=env or environment(), capture_output=True, text=True, timeout=280
     )
-    assert done.returncode == expect, f"{done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    output = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert done.returncode == expect, f"exit code {done.returncode}\n{output}"
     return done
 
 

@@ -53,7 +53,7 @@ def test_the_logs_agree_with_each_other(straight: Path) -> None:
     epochs = [record["data"] for record in logged if record["step"] in ([0], [1], [2])]
     from_report = [data["val.top1"] for data in epochs if "val.top1" in data]
     assert from_report == values(straight, "epoch", "val.top1")
-    assert [record["step"] for record in logged][0] == "PARAMETER"
+    assert logged[0]["step"] == "PARAMETER"
     seen, correct = values(straight, "epoch", "val.seen"), values(straight, "epoch", "val.correct")
     assert seen == [12, 12, 12]
     assert [100 * c / 12 for c in correct] == pytest.approx(from_report)
@@ -130,7 +130,7 @@ def test_two_ranks_see_the_same_samples(images: Path, tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     for metric in ("val.correct", "val.seen"):
         assert values(one, "epoch", metric) == values(two, "epoch", metric)
-    assert "rank 1" in (two / "GPU_1.log").read_text() or (two / "GPU_1.log").exists()
+    assert (two / "GPU_1.log").exists()
 
 
 def test_two_ranks_resume_bit_for_bit(images: Path, tmp_path: Path) -> None:

@@ -92,13 +92,15 @@ def test_the_file_loads_with_weights_only(tmp_path: Path) -> None:
 
 def test_resume_auto_and_missing_files(tmp_path: Path) -> None:
     last = tmp_path / "checkpoint.pth.tar"
-    assert checkpoint.load_resume(None, last) is None
-    assert checkpoint.load_resume("auto", last) is None
+    assert checkpoint.load_resume(None, last, arch=None) is None
+    assert checkpoint.load_resume("auto", last, arch="resnet18") is None
     with pytest.raises(CheckpointError, match="nowhere"):
-        checkpoint.load_resume(str(tmp_path / "nowhere.pth.tar"), last)
+        checkpoint.load_resume(str(tmp_path / "nowhere.pth.tar"), last, arch=None)
     checkpoint.save(content(4), tmp_path)
-    resumed = checkpoint.load_resume("auto", last)
+    resumed = checkpoint.load_resume("auto", last, arch="resnet18")
     assert resumed is not None and resumed["epoch"] == 4
+    with pytest.raises(CheckpointError, match="holds a resnet18, --arch asks for resnet50"):
+        checkpoint.load_resume("auto", last, arch="resnet50")
 
 
 def test_bare_weights_are_no_training_checkpoint(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -42,7 +43,7 @@ def test_warmup_reaches_the_base_once_and_cosine_ends_at_the_end() -> None:
     assert rates[79] == 2.048
     assert sum(rate == 2.048 for rate in rates) == 1
     assert rates[-1] == 1e-4
-    assert all(later < earlier for earlier, later in zip(rates[79:], rates[80:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[79:]))
     middle = 79 + 410
     expected = 1e-4 + (2.048 - 1e-4) * 0.5 * (1 + math.cos(math.pi * 410 / 820))
     assert rates[middle] == pytest.approx(expected)

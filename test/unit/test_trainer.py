@@ -75,15 +75,17 @@ def make_trainer(
     decay = options.pop("weight_decay", 1e-3)
     optimizer = optimizers.create_optimizer("sgd", net, lr=0.1, weight_decay=decay)
     settings: dict[str, Any] = {
-        "device": device, "amp_dtype": None, "scaler": device.grad_scaler(None, None, True),
+        "device": device, "num_batches": 50, "amp_dtype": None,
+        "scaler": device.grad_scaler(None, None, True),
     }  # fmt: skip
     settings |= options
     return Trainer(net, net, nn.CrossEntropyLoss(label_smoothing=0.1), optimizer, lr, **settings)
 
 
 def run_epoch(trainer: Trainer, batches: Batches, print_freq: int = 100) -> dict[str, Any]:
+    trainer.num_batches = len(batches)
     return trainer.train_epoch(
-        batches, 0, epochs=1, num_batches=len(batches), print_freq=print_freq, logger=Logger()
+        batches, 0, epochs=1, print_freq=print_freq, logger=Logger()
     )
 
 
@@ -92,7 +94,7 @@ def test_50_steps_equal_a_plain_loop() -> None:
     lr = optimizers.lr_policy("cosine", 0.2, total_steps=50, warmup_steps=5)
     trainer = make_trainer(make_net(), lr)
     keeper = RowKeeper()
-    trainer.train_epoch(batches, 0, epochs=1, num_batches=50, print_freq=1, logger=keeper)
+    trainer.train_epoch(batches, 0, epochs=1, print_freq=1, logger=keeper)
 
     net = make_net()
     decayed = [net[0].weight, net[5].weight]
@@ -157,7 +159,7 @@ def test_dropout_and_mixup_are_functions_of_seed_and_step() -> None:
 def test_mixup_loss_is_that_of_soft_targets() -> None:
     trainer = make_trainer(make_net(norm=False), mixup_alpha=0.4)
     (images, target), = make_batches(1, 6).batches
-    loss, logits = trainer._loss(images, target, 77)
+    loss, logits = trainer._forward_loss(images, target, 77)
     from image_classification.mixup import draw_mixup, partner
 
     draw = draw_mixup(0.4, 6, 77)
@@ -219,11 +221,11 @@ def test_no_host_wait_between_log_lines(monkeypatch: pytest.MonkeyPatch) -> None
     ema_net = make_net(dropout=0.1)
     trainer = make_trainer(
         ema_net, ema=ModelEma(ema_net, 0.9), mixup_alpha=0.2, clip_grad_norm=1.0,
-        accumulation_steps=2,
+        accumulation_steps=2, num_batches=40,
     )  # fmt: skip
     keeper = RowKeeper()
     trainer.train_epoch(
-        make_batches(40, 4), 0, epochs=1, num_batches=40, print_freq=20, logger=keeper
+        make_batches(40, 4), 0, epochs=1, print_freq=20, logger=keeper
     )
     assert len(keeper.rows) == 2
     assert reads == ["tolist"] * 2  # the sums, once per log line
@@ -252,7 +254,7 @@ def test_state_restores_counters_and_names_what_is_missing() -> None:
 def test_accumulation_steps() -> None:
     assert accumulation_steps(128, 4, 2048) == 4
     assert accumulation_steps(128, 4, -1) == 1
-    with pytest.raises(UsageError, match="not a multiple of 512.*nearest: 1024"):
+    with pytest.raises(UsageError, match=r"not a multiple of 512.*nearest: 1024"):
         accumulation_steps(128, 4, 1000)
     with pytest.raises(UsageError, match="nearest: 512"):
         accumulation_steps(128, 4, 100)
