@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from image_classification.device import Device
     from image_classification.distributed import Launch
     from image_classification.logger import Logger
-    from image_classification.training import Trainer, steps_per_epoch
+    from image_classification.training import Trainer
     from image_classification.validation import Validator
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
@@ -699,7 +699,7 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
 
     from image_classification import checkpoint, distributed, optimizers
     from image_classification.ema import ModelEma
-    from image_classification.training import Trainer
+    from image_classification.training import Trainer, steps_per_epoch
 
     args, device, launch = state.args, state.device, state.launch
     steps = steps_per_epoch(

@@ -1,0 +1,300 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the options for network, device and precision change."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from option_lab import STILL, Lab, differ, shows
+from runs import same
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import main
+from image_classification.device import Device, available_devices
+from models import create_model
+
+# ---- model ----
+
+
+@shows("--arch", "the network")
+def arch(lab: Lab) -> None:
+    deeper = lab.run("--arch", "resnet34")
+    assert deeper.last["arch"] == "resnet34" and lab.base.last["arch"] == "resnet18"
+    assert set(deeper.weights) > set(lab.base.weights)
+
+
+@shows("--model-config", "the scale of initial convolution weights")
+def model_config(lab: Lab) -> None:
+    # 64 channels in, 128 out: the variances are 2 / (9 * 64) and 2 / (9 * 128)
+    fan_in, fan_out = lab.shared(*STILL, "-c", "fanin"), lab.still
+    scales = [run.weights["layer4.0.conv1.weight"].std() for run in (fan_in, fan_out)]
+    assert float(scales[0] / scales[1]) == pytest.approx(2**0.5, rel=0.05)
+    assert float(scales[0]) == pytest.approx((2 / 576) ** 0.5, rel=0.05)
+
+
+@shows("--conv_init", "the same as --model-config")
+def conv_init(lab: Lab) -> None:
+    named = lab.run(*STILL, "--conv_init", "fan_in")
+    assert not same(named.weights, lab.shared(*STILL, "-c", "fanin").weights)
+    assert "contradicts" in lab.error("--conv_init", "fan_in", "-c", "classic")
+
+
+@shows("--zero-init-last-bn", "initial scale of the last BatchNorm of each block")
+def zero_init_last_bn(lab: Lab) -> None:
+    zeroed = lab.run(*STILL, "--zero-init-last-bn")
+    assert not zeroed.weights["layer1.0.bn2.weight"].any()
+    assert lab.still.weights["layer1.0.bn2.weight"].all()
+    assert zeroed.weights["layer1.0.bn1.weight"].all()
+
+
+def se_resnext(*flags: str) -> torch.nn.Module:
+    """The network that these flags ask for, without memory for its weights."""
+    argv = ["--arch", "se-resnext101-32x4d", "--data-backend", "synthetic", *flags]
+    args, _ = main.parse_args(argv)
+    with torch.device("meta"):
+        return create_model(args.arch, 10, **main.model_options(args))
+
+
+@shows("--trt", "squeeze-and-excitation as convolutions: shapes of its weights")
+def trt(lab: Lab) -> None:
+    shapes = [
+        tuple(se_resnext(*flags).state_dict()["layer1.0.se.squeeze.weight"].shape)
+        for flags in ((), ("--trt",), ("--trt", "True"), ("--trt", "False"))
+    ]
+    assert shapes == [(16, 256), (16, 256, 1, 1), (16, 256, 1, 1), (16, 256)]
+
+
+class FusedCount(TorchDispatchMode):
+    """Counts multiplications that are fused with an addition."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        self.number += "addcmul" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@shows("--fused_se", "operations of squeeze-and-excitation: one addcmul per block")
+def fused_se(lab: Lab) -> None:
+    numbers = []
+    for flags in ((), ("--fused_se", "True"), ("--fused_se", "False")):
+        model = se_resnext(*flags).eval()
+        with torch.no_grad(), FusedCount() as count:
+            model(torch.empty(1, 3, 32, 32, device="meta"))
+        numbers.append(count.number)
+    assert numbers == [33, 33, 0]
+
+
+@shows("--dropout", "the training loss, not that of validation")
+def dropout(lab: Lab) -> None:
+    dropped = lab.run(*STILL, "--dropout", 0.5)
+    assert dropped.value("train.loss") != lab.still.value("train.loss")
+    assert dropped.value("val.loss") == lab.still.value("val.loss")
+    assert dropped.last["model_options"]["dropout"] == 0.5
+
+
+@shows("--freeze-bn", "BatchNorm statistics: unchanged by training")
+def freeze_bn(lab: Lab) -> None:
+    frozen = lab.run("--freeze-bn").weights
+    assert not frozen["bn1.running_mean"].any() and not frozen["bn1.num_batches_tracked"]
+    assert lab.base.weights["bn1.running_mean"].any()
+    assert lab.base.weights["bn1.num_batches_tracked"] == 1
+
+
+@shows("--sync-bn", "BatchNorm over all devices; on a CPU an error")
+def sync_bn(lab: Lab) -> None:
+    assert "--sync-bn needs an accelerator" in lab.error("--sync-bn")
+
+
+@shows("--pretrained-weights", "the weights at the start")
+def pretrained_weights(lab: Lab) -> None:
+    file = lab.base.workspace / "checkpoint.pth.tar"
+    flags = (*STILL, "--pretrained-weights", file, "--freeze-bn")
+    loaded = lab.run(*flags, "--seed", 5)
+    assert not same(loaded.weights, lab.base.weights)
+    fresh = lab.run(*flags, "--data-backend", "synthetic", "--num-classes", 7)
+    assert "replaced by a fresh one of 7" in fresh.out
+    assert not differ(fresh.weights["conv1.weight"], lab.base.weights["conv1.weight"])
+
+
+@shows("--jit", "the model that is trained: TorchScript")
+def jit(lab: Lab) -> None:
+    scripted = lab.run("--jit", "script")
+    assert isinstance(scripted.models[0], torch.jit.ScriptModule)
+    assert not isinstance(lab.base.models[0], torch.jit.ScriptModule)
+    assert set(scripted.weights) == set(lab.base.weights)
+
+
+# ---- device and precision ----
+
+
+@shows("--device", "where the run takes place; a missing device is an error")
+def device(lab: Lab) -> None:
+    assert "1 x cpu" in lab.base.out
+    missing = [name for name, state in available_devices().items() if not state.startswith("ok")]
+    assert missing, "this machine has every kind of device"
+    text = lab.error("--device", missing[-1])
+    assert text.startswith(f"--device {missing[-1]} is not available: ")
+    assert "--device cpu always works" in text
+
+
+@shows("--gpu-id", "which device: an index that is not there is an error")
+def gpu_id(lab: Lab) -> None:
+    assert lab.run("--gpu-id", 0).models
+    assert "device index 1 does not exist" in lab.error("--gpu-id", 1)
+
+
+NCHW = ("--memory-format", "nchw", "--no-checkpoints")
+
+
+@contextlib.contextmanager
+def bfloat16(fast: bool) -> Any:
+    """A processor that is fast with bfloat16, or not."""
+    with mock.patch("image_classification.device._cpu_has_fast_bfloat16", lambda: fast):
+        yield
+
+
+@shows("--amp", "precision: the loss, and a line that says which")
+def amp(lab: Lab) -> None:
+    with bfloat16(True):
+        mixed = lab.run("--amp", *NCHW)
+    with bfloat16(False):
+        slow = lab.run("--amp", *NCHW)
+    assert "mixed precision in bfloat16" in mixed.out and "FP32, seed 0" in lab.base.out
+    assert mixed.value("train.loss") != lab.base.value("train.loss")
+    assert "FP32 instead of mixed precision" in slow.out
+    assert slow.value("train.loss") == lab.base.value("train.loss")
+
+
+@shows("--amp-dtype", "precision on a device that would not choose it itself")
+def amp_dtype(lab: Lab) -> None:
+    with bfloat16(False):
+        made = lab.run("--amp", "--amp-dtype", "bfloat16", *NCHW)
+    assert "bfloat16, as asked for" in made.out
+    assert made.value("train.loss") != lab.base.value("train.loss")
+    assert "float16 needs an accelerator" in lab.error("--amp", "--amp-dtype", "float16")
+
+
+@shows("--pyamp", "the same as --amp, with a note")
+def pyamp(lab: Lab) -> None:
+    with bfloat16(True):
+        mapped = lab.run("--pyamp", *NCHW)
+    assert "--pyamp is --amp here" in mapped.out and "in bfloat16" in mapped.out
+
+
+@shows("--cnmix", "the same as --amp, with a note")
+def cnmix(lab: Lab) -> None:
+    with bfloat16(True):
+        mapped = lab.run("--cnmix", *NCHW)
+    assert "--cnmix is --amp here" in mapped.out and "in bfloat16" in mapped.out
+
+
+@shows("--opt_level", "whether --cnmix means --amp")
+def opt_level(lab: Lab) -> None:
+    with bfloat16(True):
+        plain = lab.run("--cnmix", "--opt_level", "O0", *NCHW)
+    assert "O0 is FP32 here" in plain.out and "bfloat16" not in plain.out
+    assert plain.value("train.loss") == lab.base.value("train.loss")
+    assert main.parse_args(["DIR", "--cnmix", "--opt_level", "O3"])[0].amp
+
+
+@shows("--fp16", "the type of the weights in an evaluation")
+def fp16(lab: Lab) -> None:
+    flags = ("--evaluate", "--resume", lab.base.workspace / "checkpoint.pth.tar")
+    half, full = lab.run(*flags, "--fp16"), lab.run(*flags)
+    types = [run.models[0].conv1.weight.dtype for run in (half, full)]
+    assert types == [torch.float16, torch.float32]
+    assert "FP16 weights" in half.out
+    losses = [run.value("val.loss", "summary") for run in (half, full)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@shows("--tf32", "matrix units of cuda; elsewhere an error")
+def tf32(lab: Lab) -> None:
+    for flag in ("--tf32", "--no-tf32"):
+        assert "is a switch of cuda, the device is cpu" in lab.error(flag)
+    found = Device.select("cpu")  # what auto finds where there is no accelerator
+    with mock.patch.object(Device, "select", lambda *_: found):
+        assert "--tf32 is a switch of NVIDIA GPUs" in lab.error("--device", "auto", "--tf32")
+        assert lab.run("--device", "auto", "--no-tf32", "--no-checkpoints").models
+
+
+@contextlib.contextmanager
+def float16() -> Any:
+    """A device whose mixed precision is float16, which needs a loss scale."""
+    with mock.patch.object(Device, "amp_dtype", lambda *_: (torch.float16, "float16")):
+        yield
+
+
+@shows("--static-loss-scale", "the loss scale of float16: train.grad_scale and the checkpoint")
+def static_loss_scale(lab: Lab) -> None:
+    with float16():
+        scaled = lab.run("--amp", "--static-loss-scale", 128)
+    assert scaled.value("train.grad_scale") == 128 and scaled.last["amp"]["scale"] == 128
+
+
+@shows("--dynamic-loss-scale", "whether an overflow lowers a given loss scale")
+def dynamic_loss_scale(lab: Lab) -> None:
+    flags = ("--amp", "--static-loss-scale", 2.0**40, "--no-checkpoints")
+    with float16():
+        fixed, moving = lab.run(*flags), lab.run(*flags, "--dynamic-loss-scale")
+    assert [run.value("train.skipped_steps") for run in (fixed, moving)] == [1, 1]
+    assert fixed.value("train.grad_scale") == 2.0**40
+    assert moving.value("train.grad_scale") == 2.0**39
+
+
+@shows("--memory-format", "the order of images and weights in memory")
+def memory_format(lab: Lab) -> None:
+    nhwc = lab.run("--memory-format", "nhwc", "--no-checkpoints")
+    for run, last in ((nhwc, True), (lab.base, False)):
+        for tensor in (run.models[0].conv1.weight, run.batches[0]):
+            assert tensor.is_contiguous(memory_format=torch.channels_last) is last
+
+
+@shows("--deterministic", "torch's switch for reproducible operators")
+def deterministic(lab: Lab) -> None:
+    lab.run("--deterministic", "--no-checkpoints")
+    assert torch.are_deterministic_algorithms_enabled()
+    lab.run("--no-checkpoints")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@shows("--gpu-affinity", "the cores of the process")
+def gpu_affinity(lab: Lab) -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        assert "needs Linux" in lab.error("--gpu-affinity", "socket_single")
+        return
+    before = os.sched_getaffinity(0)
+    try:
+        lab.run("--no-checkpoints")
+        assert os.sched_getaffinity(0) == before
+        lab.run("--gpu-affinity", "socket_single", "--no-checkpoints")
+        assert len(os.sched_getaffinity(0)) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@shows("--dist-backend", "the collective library: one that does not serve the device is an error")
+def dist_backend(lab: Lab) -> None:
+    assert lab.run("--dist-backend", "gloo", "--no-checkpoints").models
+    text = lab.error("--dist-backend", "nccl")
+    assert "does not serve device 'cpu'" in text and "allowed: gloo" in text
+
+
+@shows("--world-size", "the number of nodes that is demanded")
+def world_size(lab: Lab) -> None:
+    assert lab.run("--world-size", 1, "--no-checkpoints").models
+    text = lab.error("--world-size", 2)
+    assert "asks for 2 nodes, this run has 1" in text and "python multiproc.py" in text
+
+
+@shows("--addr", "the master address that is demanded")
+def addr(lab: Lab) -> None:
+    text = lab.error("--addr", "10.0.0.1")
+    assert "there is no launcher" in text and "python multiproc.py" in text
