@@ -118,7 +118,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         help="folder with train/ and val/ (and train.txt, val.txt), or sample:digits")
     add("--data", metavar="DIR", help="the same as the positional DIR")
     add("--data-backend", default="auto", metavar="NAME", choices=DATA_BACKENDS,
-        help="auto, pytorch or synthetic (syntetic); fast and dali-* where installed")
+        help="auto (= pytorch), pytorch or synthetic (also spelt syntetic)")
     add("--dummy_test", action="store_true", help="the same as --data-backend synthetic")
     add("--synthetic-size", type=int, nargs=2, default=[1281167, 50000], metavar=("TRAIN", "VAL"),
         help="images per epoch of the synthetic data (default: ImageNet's)")
@@ -480,12 +480,13 @@ def run(args: argparse.Namespace, notes: list[str]) -> None:
     """Binds the device, joins the other processes and runs every seed."""
     from image_classification import affinity, distributed
     from image_classification.device import Device
-    from image_classification.metrics import mean_and_spread
 
     launch = distributed.read_launch()
     distributed.check_launch(
         launch, num_nodes=args.world_size, master_addr=args.addr, device_index=args.gpu_id)
     device = Device.select(args.device, launch.local_rank, args.gpu_id)
+    from image_classification.metrics import mean_and_spread  # torch: after the device's import
+
     device.configure(tf32=args.tf32, deterministic=args.deterministic)
     affinity.bind(args.gpu_affinity, launch.local_rank, launch.local_world_size)
     distributed.init(launch, device, args.dist_backend)
@@ -712,7 +713,7 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
     optimizer = optimizers.create_optimizer(
         args.optimizer, model, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
         nesterov=args.nesterov, rmsprop_alpha=args.rmsprop_alpha, rmsprop_eps=args.rmsprop_eps,
-        decay_all=args.bn_weight_decay, fused=device.type == "cuda")
+        decay_all=args.bn_weight_decay, fused=device.prefers_fused_optimizers(state.amp_dtype))
     lr = optimizers.lr_policy(
         args.lr_schedule, args.lr, total_steps=steps * args.epochs,
         warmup_steps=round(steps * args.warmup), end_lr=args.end_lr)

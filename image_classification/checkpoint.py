@@ -4,9 +4,9 @@
 
 A checkpoint holds CPU tensors and JSON types only. Keys: `epoch` (the epoch in which training goes
 on), `samples_done` (global samples of that epoch already used), `arch`, `num_classes`,
-`model_options`, `state_dict` (torchvision's names), `state_dict_ema`, `best_prec1`, `optimizer`
-(state keyed by parameter name), `amp` (gradient scaler), `counters`, `seed`, `classes`,
-`preprocessing`, `config`, `versions`, `format`.
+`model_options`, `state_dict` (torchvision's names), `state_dict_ema`, `best_prec1`, `best_epoch`,
+`optimizer` (state keyed by parameter name), `amp` (gradient scaler), `counters`, `seed`, `classes`,
+`preprocessing`, `config`, `format`.
 """
 
 from __future__ import annotations

@@ -130,6 +130,14 @@ class Device:
         """Text that differs between the devices of one node, to find two ranks on one device."""
         return f"{self.type}:{self.spec.physical_index(self.index)}"
 
+    def prefers_fused_optimizers(self, amp_dtype: torch.dtype | None) -> bool:
+        """Return whether SGD and AdamW run as one kernel for all parameters.
+
+        The CPU's kernel rounds otherwise than the operators that devices without such a kernel
+        run. In FP32 all of them agree to the bit, so there it is left out.
+        """
+        return self.type == "cuda" or (self.type == "cpu" and amp_dtype is not None)
+
     def process_group_device(self) -> torch.device | None:
         """Return the value for init_process_group(device_id=): known to work on cuda only."""
         return self.torch_device if self.type == "cuda" else None

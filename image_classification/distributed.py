@@ -9,8 +9,10 @@ Small host-side sums travel as CPU tensors over gloo, so that they never wait fo
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -154,7 +156,8 @@ def init(launch: Launch, device: Device, backend: str | None, timeout_s: float =
     if backend not in (None, device.collective, "gloo"):
         raise UsageError(
             f"--dist-backend {backend} does not serve device '{device.type}'; "
-            f"allowed: {device.collective}, gloo (leave the option out to follow the device)"
+            f"allowed: {' or '.join(sorted({device.collective, 'gloo'}))} (leave the option out to "
+            "follow the device)"
         )
     if launch.world_size == 1:
         return
@@ -178,6 +181,27 @@ def init(launch: Launch, device: Device, backend: str | None, timeout_s: float =
             f"rank {launch.rank} of {launch.world_size} could not join the others at {address}: "
             f"{first_line}; check that all {launch.world_size} processes run and the port is free"
         ) from None
+    _check_distinct_devices(launch, device)
+
+
+def _check_distinct_devices(launch: Launch, device: Device) -> None:
+    """Two ranks on one accelerator would wait for each other, or halve its speed unnoticed."""
+    import torch.distributed as dist
+
+    if not device.is_accelerator:
+        return
+    mine = f"{socket.gethostname()} {device.identity}"
+    owners: list[Any] = [None] * launch.world_size
+    for rank in range(launch.world_size):
+        box = [mine]
+        dist.broadcast_object_list(box, src=rank, device=_cpu())
+        owners[rank] = box[0]
+    if owners.count(mine) > 1:
+        others = [rank for rank, owner in enumerate(owners) if owner == mine]
+        raise UsageError(
+            f"ranks {', '.join(map(str, others))} share one device ({mine}); start at most one "
+            "process per device (--nproc_per_node), or widen the visible-devices variable"
+        )
 
 
 def wrap(
@@ -199,12 +223,16 @@ def wrap(
         return model
     from torch.nn.parallel import DistributedDataParallel
 
+    # Rank 0's BatchNorm statistics are copied before validation and saving, not in each step.
+    parameters = inspect.signature(DistributedDataParallel.__init__).parameters
+    renamed = "forward_sync_buffers" in parameters  # since torch 2.15
+    no_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(
         model,
         device_ids=device.ddp_device_ids(),
-        broadcast_buffers=False,  # rank 0's statistics are copied before validation and saving
         gradient_as_bucket_view=True,
         static_graph=static_graph,
+        **no_buffers,
     )
 
 

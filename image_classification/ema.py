@@ -31,7 +31,10 @@ class ModelEma:
         """
         self.decay = decay
         self.updates = 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        with torch.no_grad():
+            self.model = copy.deepcopy(model).eval()
+        for parameter in self.model.parameters():  # a TorchScript module has no requires_grad_
+            parameter.requires_grad_(False)
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]

@@ -134,7 +134,8 @@ def lr_policy(
         return min((step - peak) / falling_steps, 1.0)
 
     def decayed_step(step: int) -> float:
-        passed = sum(step >= round(total_steps * fraction) for fraction in STEP_MILESTONES)
+        falls = (max(round(total_steps * fraction), 1) for fraction in STEP_MILESTONES)
+        passed = sum(step >= fall for fall in falls)
         return base_lr * 0.1**passed
 
     def linear(step: int) -> float:

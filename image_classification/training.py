@@ -166,8 +166,9 @@ class Trainer:
         self._reseed = any(
             isinstance(layer, _RANDOM_LAYERS) and layer.p > 0 for layer in model.modules()
         )
-        # [loss sum, hits, images, skipped steps, gradient norm] since the last log line
-        self._sums = torch.zeros(5, device=device.torch_device)
+        # [loss sum, hits, skipped steps, gradient norm] since the last log line
+        self._sums = torch.zeros(4, device=device.torch_device)
+        self._images = 0
 
     def train_step(self, images: torch.Tensor, target: torch.Tensor) -> None:
         """Runs one batch forward and backward and, when a group of batches is full, one update.
@@ -177,13 +178,16 @@ class Trainer:
             target: Class indices [N], int64, on the device.
         """
         last = self._micro_step == self.accumulation_steps - 1
-        key = hash64(self.seed, self.step, self._micro_step)
+        if self._micro_step == 0:
+            # Before the forward pass: freed last, the memory would go back to the system each step.
+            self.optimizer.zero_grad(set_to_none=True)
         if self._reseed:
-            self.device.seed(int(hash64(key, _STREAM_DROPOUT, self.rank)))
+            self.device.seed(self._draw_key(_STREAM_DROPOUT, self.rank))
         with self._gradient_sync(last):
-            loss, logits = self._forward_loss(images, target, int(hash64(key, _STREAM_MIXUP)))
+            loss, logits = self._forward_loss(images, target)
             # The mean over the group: each batch contributes its share.
-            self.scaler.scale(loss / self.accumulation_steps).backward()
+            share = loss / self.accumulation_steps if self.accumulation_steps > 1 else loss
+            self.scaler.scale(share).backward()
         self._add_to_sums(loss, logits, target)
         self._micro_step = 0 if last else self._micro_step + 1
         if last:
@@ -290,8 +294,8 @@ class Trainer:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         self._micro_step = 0
+        self._images = 0
         self._sums.zero_()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Lets DistributedDataParallel add up gradients in the last batch of a group only."""
@@ -299,10 +303,16 @@ class Trainer:
             return contextlib.nullcontext()
         return self.forward.no_sync()
 
+    def _draw_key(self, *stream: int) -> int:
+        """Returns the key of a draw of this batch, the same after any resume."""
+        return int(hash64(self.seed, self.step, self._micro_step, *stream))
+
     def _forward_loss(
-        self, images: torch.Tensor, target: torch.Tensor, key: int
+        self, images: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        draw = draw_mixup(self.mixup_alpha, len(images), key) if self.mixup_alpha else None
+        draw = None
+        if self.mixup_alpha:
+            draw = draw_mixup(self.mixup_alpha, len(images), self._draw_key(_STREAM_MIXUP))
         with self.device.autocast(self.amp_dtype):
             logits = self.forward(images if draw is None else mix_images(images, draw))
         logits = logits.float()  # the loss in full precision, on every device
@@ -318,11 +328,12 @@ class Trainer:
         hits = (logits.argmax(dim=1) == target).sum()
         self._sums[0] += loss.detach() * len(target)
         self._sums[1] += hits
-        self._sums[2] += len(target)
+        self._images += len(target)
 
     def _read_sums(self) -> Sums:
         """Reads and clears the sums since the last call, added over all ranks: the host waits."""
-        loss, hits, images, skipped, grad_norm = self._sums.tolist()
+        loss, hits, skipped, grad_norm = self._sums.tolist()
+        images, self._images = self._images, 0
         self._sums.zero_()
         self.skipped_steps += int(skipped)  # the same on every rank: gradients are shared
         loss, hits, images = sum_over_ranks([loss, hits, images])
@@ -334,13 +345,12 @@ class Trainer:
         if self.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-            self._sums[4] = norm.detach()
+            self._sums[3] = norm.detach()
         # Without a fused optimizer an enabled scaler waits here once to learn of an overflow.
         self.scaler.step(self.optimizer)
         for found in self._overflow_flags():
-            self._sums[3] += found.sum().to(self._sums.device)
+            self._sums[2] += found.sum().to(self._sums.device)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.ema is not None:
             self.ema.update()

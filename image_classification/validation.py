@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from image_classification.distributed import sum_over_ranks
-from image_classification.errors import DataError
+from image_classification.errors import DataError, DivergedError
 from image_classification.metrics import (
     Latency,
     LatencyMeter,
@@ -124,6 +125,7 @@ class Validator:
 
         Raises:
             DataError: No rank saw an image.
+            DivergedError: The loss is not finite.
         """
         model.eval()
         loader.set_position(0, 0)
@@ -151,6 +153,11 @@ class Validator:
         loss, correct1, correctk, total = sum_over_ranks(sums)
         if not total:
             raise DataError("validation saw no image; check the val folder or val.txt")
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the validation loss is {loss}: weights or activations overflowed; the last "
+                "checkpoint is from before (with --fp16 try --amp)"
+            )
         speed = _speed(throughput.rates(), latency.summary())
         counts = int(correct1), int(correctk), int(total)
         return Validation(loss / total, *counts, self.topk, speed)

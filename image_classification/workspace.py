@@ -42,11 +42,16 @@ def open_workspace(wanted: Path, *, traces: Iterable[str], reuse: bool, primary:
     return Path(chosen)
 
 
+def _holds_something(path: Path) -> bool:
+    """A start that failed early leaves empty logs behind; they are no run."""
+    return path.exists() and path.stat().st_size > 0
+
+
 def _unused(wanted: Path, traces: tuple[str, ...]) -> Path:
     """Returns the first of wanted, wanted-2, wanted-3, ... without a trace of a run."""
     folder, number = wanted, 1
     is_here = wanted.resolve() == Path.cwd().resolve()
-    while any((folder / name).exists() for name in traces):
+    while any(_holds_something(folder / name) for name in traces):
         number += 1
         # The current folder has no sibling that belongs to the user for certain.
         sibling = wanted.with_name(f"{wanted.name}-{number}")

@@ -16,7 +16,8 @@ from image_classification.device import Device
 from image_classification.ema import ModelEma
 from image_classification.errors import DivergedError, UsageError
 from image_classification.logger import Logger
-from image_classification.training import Trainer, accumulation_steps
+from image_classification.mixup import draw_mixup, partner
+from image_classification.training import _STREAM_MIXUP, Trainer, accumulation_steps
 
 CLASSES = 5
 
@@ -159,10 +160,8 @@ def test_dropout_and_mixup_are_functions_of_seed_and_step() -> None:
 def test_mixup_loss_is_that_of_soft_targets() -> None:
     trainer = make_trainer(make_net(norm=False), mixup_alpha=0.4)
     (images, target), = make_batches(1, 6).batches
-    loss, logits = trainer._forward_loss(images, target, 77)
-    from image_classification.mixup import draw_mixup, partner
-
-    draw = draw_mixup(0.4, 6, 77)
+    loss, logits = trainer._forward_loss(images, target)
+    draw = draw_mixup(0.4, 6, trainer._draw_key(_STREAM_MIXUP))
     one_hot = nn.functional.one_hot(target, CLASSES).float()
     soft = draw.weight * one_hot + (1 - draw.weight) * partner(one_hot, draw)
     assert loss.item() == pytest.approx(trainer.criterion(logits, soft).item(), rel=1e-5)

@@ -1,0 +1,200 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""The contenders of train_step.py: this package's training step and its peers'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.measure import Contender, Runner
+from benchmarks.peers import timm_loop, torchvision_loop
+from image_classification.augmentation import TrainPreset
+from image_classification.dataloaders import SyntheticIndex, create_loader
+from image_classification.device import Device
+from image_classification.errors import DivergedError
+from image_classification.optimizers import create_optimizer, lr_policy
+from image_classification.training import Trainer, steps_per_epoch
+from models import create_model
+
+# Trains so many steps and returns the last loss, which is not read yet.
+Loop = Callable[[int], torch.Tensor]
+
+NUM_CLASSES = 1000
+IMAGENET_IMAGES = 1281167
+
+# Option -> name in the table.
+NAMES = {
+    "ours": "ours",
+    "ours-amp": "ours --amp",
+    "torchvision-fp32": "torchvision fp32 nchw",
+    "torchvision-amp": "torchvision amp hand",
+    "timm-amp": "timm amp",
+}
+BASELINE = NAMES["torchvision-fp32"]
+# The same settings with and without this package.
+PAIRS = [
+    (NAMES["ours"], NAMES["torchvision-fp32"]),
+    (NAMES["ours-amp"], NAMES["torchvision-amp"]),
+]
+
+
+class Setup(NamedTuple):
+    """Precision, memory format and the one batch on which contenders train.
+
+    Attributes:
+        amp_dtype: Autocast type, None for FP32.
+        memory_format: Of weights and images.
+        images: [N, 3, H, W] in `amp_dtype` (FP32 where that is None), on the device.
+        target: Class indices [N], int64, on the device.
+    """
+
+    amp_dtype: torch.dtype | None
+    memory_format: torch.memory_format
+    images: torch.Tensor
+    target: torch.Tensor
+
+
+def set_up(device: Device, image_size: int, batch_size: int, *, amp: bool) -> Setup:
+    """Chooses precision and memory format like main.py with and without --amp; makes the batch.
+
+    Args:
+        device: The device.
+        image_size: Side of the images in pixels.
+        batch_size: Images of the batch.
+        amp: Mixed precision, as far as the device is fast with it.
+    """
+    amp_dtype = device.amp_dtype()[0] if amp else None
+    memory_format = device.memory_format("auto", amp)
+    loader = create_loader(
+        "synthetic",
+        SyntheticIndex(batch_size, NUM_CLASSES),
+        TrainPreset(image_size),
+        device=device,
+        batch_size=batch_size,
+        global_batch=batch_size,
+        memory_format=memory_format,
+        dtype=amp_dtype or torch.float32,
+    )
+    images, target = next(iter(loader))
+    return Setup(amp_dtype, memory_format, images, target)
+
+
+def build_trainer(arch: str, device: Device, setup: Setup) -> Trainer:
+    """Wires the parts of this package like main.py does for its default options."""
+    torch.manual_seed(0)
+    model = create_model(arch, NUM_CLASSES)
+    model = model.to(device.torch_device, torch.float32, memory_format=setup.memory_format)
+    batch_size = len(setup.target)
+    base_lr = 0.256 * batch_size / 256
+    optimizer = create_optimizer(
+        "sgd",
+        model,
+        lr=base_lr,
+        weight_decay=1e-4,
+        momentum=0.9,
+        fused=device.prefers_fused_optimizers(setup.amp_dtype),
+    )
+    steps = steps_per_epoch(IMAGENET_IMAGES, batch_size, [])
+    return Trainer(
+        model,
+        model,
+        torch.nn.CrossEntropyLoss(),
+        optimizer,
+        lr_policy("step", base_lr, total_steps=90 * steps),
+        device=device,
+        num_batches=steps,
+        amp_dtype=setup.amp_dtype,
+        scaler=device.grad_scaler(setup.amp_dtype),
+    )
+
+
+class OurRunner:
+    """This package's own training step."""
+
+    def __init__(self, arch: str, device: Device, setup: Setup) -> None:
+        self.setup = setup
+        self.trainer = build_trainer(arch, device, setup)
+
+    def run(self, steps: int) -> int:
+        """Trains; returns the number of images."""
+        for _ in range(steps):
+            self.trainer.train_step(self.setup.images, self.setup.target)
+        return steps * len(self.setup.target)
+
+    def facts(self) -> dict[str, float]:
+        """Reads the mean loss since the last call, as a log line does."""
+        sums = self.trainer._read_sums()
+        return {"loss": finite(sums.loss / max(sums.images, 1))}
+
+
+class PeerRunner:
+    """A peer's loop `run(steps)`, which returns its last loss."""
+
+    def __init__(self, loop: Loop, batch_size: int) -> None:
+        self.loop = loop
+        self.batch_size = batch_size
+        self.loss = torch.zeros(())
+
+    def run(self, steps: int) -> int:
+        """Trains; returns the number of images."""
+        self.loss = self.loop(steps)
+        return steps * self.batch_size
+
+    def facts(self) -> dict[str, float]:
+        """Reads the last loss."""
+        return {"loss": finite(self.loss.item())}
+
+
+def finite(loss: float) -> float:
+    """Returns the loss.
+
+    Raises:
+        DivergedError: It is not finite: steps on such numbers need another power and time.
+    """
+    if not math.isfinite(loss):
+        raise DivergedError(f"a contender's loss is {loss}: the measurement would mean nothing")
+    return loss
+
+
+def list_contenders(
+    names: Sequence[str], arch: str, device: Device, *, image_size: int, batch_size: int
+) -> list[Contender]:
+    """Describes the contenders; only their batches are made now.
+
+    Args:
+        names: Keys of `NAMES`.
+        arch: Name of the network.
+        device: The device.
+        image_size: Side of the images in pixels.
+        batch_size: Images per step.
+    """
+    setups = {
+        amp: set_up(device, image_size, batch_size, amp=amp)
+        for amp in sorted({name.endswith("-amp") for name in names})
+    }
+    return [_describe(name, arch, device, setups[name.endswith("-amp")]) for name in names]
+
+
+def _describe(name: str, arch: str, device: Device, setup: Setup) -> Contender:
+    amp: dict[str, Any] = {"amp_dtype": setup.amp_dtype, "memory_format": setup.memory_format}
+    builders: dict[str, Callable[[], Loop]] = {
+        "torchvision-fp32": lambda: torchvision_loop.build_fp32(arch, setup.images, setup.target),
+        "torchvision-amp": lambda: torchvision_loop.build_amp(
+            arch, setup.images, setup.target, **amp,
+            fused=device.prefers_fused_optimizers(setup.amp_dtype),
+        ),
+        "timm-amp": lambda: timm_loop.build(arch, setup.images, setup.target, **amp),
+    }
+
+    def build() -> Runner:
+        if name in builders:
+            return PeerRunner(builders[name](), len(setup.target))
+        return OurRunner(arch, device, setup)
+
+    precision = str(setup.amp_dtype or torch.float32).removeprefix("torch.")
+    layout = "nhwc" if setup.memory_format is torch.channels_last else "nchw"
+    return Contender(NAMES[name], f"{precision}, {layout}", build)

@@ -1,0 +1,201 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks run at a tiny size and leave a table and a JSON file; no speed is asserted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import ROOT, environment
+
+import main
+from benchmarks import measure, train_contenders, train_step
+from image_classification.device import Device
+from image_classification.distributed import read_launch
+from image_classification.errors import DivergedError
+
+TINY = ("--device", "cpu", "--arch", "resnet18", "--image-size", "32", "--batch-size", "2",
+        "--rounds", "1", "--steps", "1", "--warmup", "1")  # fmt: skip
+TIMM = importlib.util.find_spec("timm") is not None
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Every contender: what was printed and what was written."""
+    pytest.importorskip("torchvision")
+    path = tmp_path_factory.mktemp("results") / "new" / "step.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "train_step.py"), *TINY]
+    done = subprocess.run(
+        [*command, "--json", str(path)],
+        env=environment(), capture_output=True, text=True, timeout=280)  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
+    assert [entry.name for entry in path.parent.iterdir()] == ["step.json"]
+    return done.stdout, json.loads(path.read_text())
+
+
+def test_the_table_has_a_row_for_every_contender_that_runs(
+    whole: tuple[str, dict[str, Any]],
+) -> None:
+    printed, record = whole
+    header, rule, *body = [cells(line) for line in printed.splitlines() if line.startswith("|")]
+    assert header[1:3] == ["img/s", "min-max"] and "torchvision fp32 nchw" in header[3]
+    assert set("".join(rule)) == {"-"}
+    names = list(train_contenders.NAMES.values())
+    assert [row[0] for row in body] == (names if TIMM else names[:-1])
+    rates = {row[0]: float(row[1]) for row in body}
+    for contender in record["contenders"]:
+        rate = contender["images_per_second"]["median"]
+        assert rates[contender["name"]] == pytest.approx(rate, abs=0.051) and rate > 0
+    assert ("timm amp: left out" in printed) is not TIMM
+    assert "same settings, ours --amp / torchvision amp hand: " in printed
+
+
+def test_the_file_says_what_ran_where(whole: tuple[str, dict[str, Any]]) -> None:
+    record = whole[1]
+    assert record["benchmark"] == "train_step" and record["schema"] == measure.SCHEMA
+    found = record["environment"]
+    assert found["device"] == "cpu" and found["threads"] == 1 and found["cpu"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["command"].startswith("python benchmarks/train_step.py --device cpu --arch")
+    assert record["settings"]["image_size"] == 32 and record["settings"]["rounds"] == 1
+    for contender in record["contenders"]:
+        (only,) = contender["rounds"]
+        assert only["images"] == 2 and only["seconds"] > 0 and only["facts"]["loss"] > 0
+        assert only["images_per_second"] == pytest.approx(2 / only["seconds"])
+    by_name = {contender["name"]: contender for contender in record["contenders"]}
+    assert by_name["ours"]["settings"] == "float32, nchw"
+    assert by_name["ours --amp"]["settings"] == by_name["torchvision amp hand"]["settings"]
+    ratios = {(entry["of"], entry["to"]): entry["median"] for entry in record["ratios"]}
+    ours, peer = (by_name[name]["rounds"][0]["seconds"] for name in train_contenders.PAIRS[0])
+    assert ratios[train_contenders.PAIRS[0]] == pytest.approx(peer / ours)
+    assert set(train_contenders.PAIRS) <= set(ratios)
+
+
+def test_a_network_that_a_peer_lacks_is_measured_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "step.json"
+    arguments = [*TINY, "--contenders", "ours", "torchvision-fp32", "--json", str(path)]
+    arguments[arguments.index("resnet18")] = "se-resnext101-32x4d"
+    assert train_step.main(arguments) == 0
+    assert "torchvision fp32 nchw: left out" in capsys.readouterr().out
+    assert [entry["name"] for entry in json.loads(path.read_text())["contenders"]] == ["ours"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(["--rounds", "0"], "received 0"), (["--contenders", "no-such"], "no-such")],
+)
+def test_a_bad_option_is_a_usage_error(
+    arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train_step.main(arguments)
+    assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--amp"]])
+def test_ours_is_wired_like_the_main_program(flags: list[str], tmp_path: Path) -> None:
+    """The benchmark must not drift away from what main.py runs by default."""
+    device = Device.select("cpu")
+    setup = train_contenders.set_up(device, 32, 4, amp=bool(flags))
+    ours = train_contenders.build_trainer("resnet18", device, setup)
+    args, _ = main.parse_args(
+        ["--data-backend", "synthetic", "--arch", "resnet18", "--image-size", "32", "-b", "4",
+         "--device", "cpu", "--workspace", str(tmp_path / "run"), *flags])  # fmt: skip
+    state, _ = main.open_run(args, read_launch(), device, 0)
+    with state.logger:
+        splits = main.load_data(state)
+        loader = main.build_loaders(state, splits)["train"]
+        theirs = main.build_trainer(state, main.build_model(state, splits.num_classes), loader)
+    assert signature(ours) == signature(theirs)
+    images, _ = next(iter(loader))
+    assert images.dtype == setup.images.dtype and images.stride() == setup.images.stride()
+
+
+def signature(trainer: Any) -> list[Any]:
+    """Everything about a trainer that a step's work depends on."""
+    groups = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in trainer.optimizer.param_groups
+    ]
+    weights = [(name, w.dtype, w.stride()) for name, w in trainer.model.named_parameters()]
+    scheduled = [trainer.lr(step) for step in (0, 10, 10**6, 10**7)]
+    return [
+        type(trainer.optimizer), groups, weights, scheduled, trainer.amp_dtype,
+        trainer.scaler.is_enabled(), trainer.criterion.label_smoothing, trainer.clip_grad_norm,
+        trainer.accumulation_steps, trainer.mixup_alpha, trainer.ema, trainer.freeze_bn,
+        trainer.num_batches, trainer.world_size, trainer.forward is trainer.model,
+    ]  # fmt: skip
+
+
+class FakeRunner:
+    """Ten images per step; notes the order of calls."""
+
+    def __init__(self, name: str, calls: list[tuple[str, int]]) -> None:
+        self.name, self.calls = name, calls
+
+    def run(self, steps: int) -> int:
+        self.calls.append((self.name, steps))
+        return 10 * steps
+
+    def facts(self) -> dict[str, float]:
+        return {}
+
+
+def test_contenders_take_turns_and_another_one_starts_each_round() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def missing() -> measure.Runner:
+        raise measure.Unavailable("not here")
+
+    contenders = [
+        measure.Contender("a", "", lambda: FakeRunner("a", calls)),
+        measure.Contender("gone", "", missing),
+        measure.Contender("b", "", lambda: FakeRunner("b", calls)),
+    ]
+    found = measure.compare(
+        contenders, device=Device.select("cpu"), rounds=2, steps=3, warmup=5,
+        say=lambda line: None)  # fmt: skip
+    turns = [("a", 1), ("a", 3), ("b", 1), ("b", 3), ("b", 1), ("b", 3), ("a", 1), ("a", 3)]
+    assert calls == [("a", 5), ("b", 5), *turns]
+    assert found.left_out == {"gone": "not here"} and found.ratio("a", "gone") is None
+    assert [entry["images"] for entry in found.results[0].rounds] == [30, 30]
+
+
+def test_ratios_compare_within_a_round() -> None:
+    """The machine slows down by half between the rounds: that must not widen the ratio."""
+    rounds = [{"images_per_second": rate, "peak_memory": None} for rate in (100.0, 50.0, 200.0)]
+    halved = [{"images_per_second": rate, "peak_memory": 2**31} for rate in (50.0, 25.0, 50.0)]
+    found = measure.Comparison(
+        [measure.Result("a", "", None, rounds), measure.Result("b", "", 0, halved)], {})
+    assert found.ratio("b", "a") == measure.Spread(0.5, 0.25, 0.5)
+    rows = [cells(line) for line in found.table("a").splitlines()]
+    assert rows[2] == ["a", "100.0", "50.0-200.0", "1.00 (1.00-1.00)", "-"]
+    assert rows[3] == ["b", "50.0", "25.0-50.0", "0.50 (0.25-0.50)", "2.00 GiB"]
+
+
+def test_a_diverged_network_is_not_measured() -> None:
+    with pytest.raises(DivergedError, match="nan"):
+        train_contenders.finite(float("nan"))
+
+
+def test_a_result_never_replaces_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    device = Device.select("cpu")
+    first = measure.result_path("train_step", "2026-01-31", device)
+    assert first.name.startswith("2026-01-31-cpu-") and first.name.endswith("-train_step.json")
+    measure.write_json(first, {"a": 1})
+    second = measure.result_path("train_step", "2026-01-31", device)
+    assert second.stem == f"{first.stem}-2" and json.loads(first.read_text()) == {"a": 1}
