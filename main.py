@@ -508,6 +508,7 @@ def run_seed(
     """One whole run; returns the best top-1 in percent, None if nothing was validated."""
     import torch
 
+    from image_classification.metric_names import headline
     from image_classification.validation import Validator
 
     started = time.perf_counter()
@@ -532,18 +533,19 @@ def run_seed(
         # ---- evaluate or train
         if args.evaluate:
             result = validator.run(model, loaders["val"], "val")
-            logger.log((), result.metrics("val"))
-            top1: float | None = result.top1
+            best: float | None = result.top1
+            row = result.metrics("val")
+            logger.log((), row)
         else:
             trainer = build_trainer(state, model, loaders["train"])
-            top1 = train(state, trainer, validator, loaders, splits)
-            logger.summary({"run.top1_best": top1, "run.duration": time.perf_counter() - started})
+            best, row = train(state, trainer, validator, loaders, splits)
+            logger.summary({"run.top1_best": best, "run.duration": time.perf_counter() - started})
         # ---- report
-        what = "evaluated: top-1" if args.evaluate else "finished: best top-1"
-        accuracy = "not measured" if top1 is None else f"{top1:.2f} %"
-        logger.message(f"{what} {accuracy}, {time.perf_counter() - started:.1f} s, files in "
-                       f"{state.workspace}\nExperiment ended")
-    return top1
+        what = "evaluated" if args.evaluate else "finished"
+        seconds = time.perf_counter() - started
+        logger.message(f"{what}: {headline(row, best)}{seconds:.1f} s, files in {state.workspace}")
+        logger.message("Experiment ended")
+    return best
 
 
 def open_run(
@@ -737,14 +739,15 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
 
 def train(
     state: Run, trainer: Trainer, validator: Validator, loaders: dict[str, Loader], splits: Splits
-) -> float | None:
-    """The epoch loop; returns the best top-1 in percent, None if nothing was ever validated."""
+) -> tuple[float | None, dict[str, float | None]]:
+    """The epoch loop; returns the best top-1 (%), if any, and the last epoch's metrics."""
     from image_classification import distributed
 
     args, logger = state.args, state.logger
     progress: dict[str, Any] = {"epoch": 0, "best_prec1": None, "best_epoch": -1}
     progress = {key: (state.saved or progress)[key] for key in progress}
     first, last = progress["epoch"], args.epochs
+    row: dict[str, float | None] = {}
     if args.run_epochs > 0:
         last = min(last, first + args.run_epochs)
     if first >= last:
@@ -772,7 +775,7 @@ def train(
         if 0 < args.early_stopping_patience <= epoch - progress["best_epoch"]:
             logger.message(f"early stop: no better top-1 since epoch {progress['best_epoch']}")
             break
-    return progress["best_prec1"]
+    return progress["best_prec1"], row
 
 
 def save_checkpoint(

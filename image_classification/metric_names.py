@@ -178,6 +178,24 @@ def aggregate(name: str, values: Iterable[float | None]) -> float | None:
     return AGGREGATIONS[how](measured) if measured else None
 
 
+def headline(row: Mapping[str, float | None], best: float | None) -> str:
+    """Write what a person asks first: final and best top-1, and the speed.
+
+    Args:
+        row: metrics of the last epoch, or of an evaluation.
+        best: best top-1 of the run in percent, None without validation.
+
+    Returns:
+        Parts that each end with ", "; nothing for what was not measured.
+    """
+    averaged = row.get("val_ema.top1")
+    top1 = row.get("val.top1") if averaged is None else averaged
+    trained = row.get("train.total_ips")
+    ips = row.get("val.total_ips") if trained is None else trained
+    text = "" if top1 is None else f"top-1 {top1:.2f} % (best {best:.2f} %), "
+    return text + ("" if ips is None else f"{ips:,.1f} images/s, ")
+
+
 def summarize(rows: Iterable[Mapping[str, object]]) -> dict[str, float | None]:
     """Turn the rows of the epochs into the row of the run.
 

@@ -336,8 +336,8 @@ class Trainer:
         images, self._images = self._images, 0
         self._sums.zero_()
         self.skipped_steps += int(skipped)  # the same on every rank: gradients are shared
-        loss, hits, images = sum_over_ranks([loss, hits, images])
-        return Sums(loss, int(hits), int(images), grad_norm)
+        loss, hits, total = sum_over_ranks([loss, hits, float(images)])
+        return Sums(loss, int(hits), int(total), grad_norm)
 
     def _update(self) -> None:
         for group in self.optimizer.param_groups:

@@ -107,7 +107,7 @@ def test_evaluation_is_one_pass_whatever_epochs_says(images: Path, straight: Pat
     for name in ("at95", "at99", "at100"):
         assert data[f"val.compute_latency_{name}"] > 0
     assert "evaluating the averaged (EMA) weights" in done.stdout
-    assert re.search(r"evaluated in .* s, top-1 [0-9.]+ %", done.stdout)
+    assert re.search(r"evaluated: top-1 [0-9.]+ % .* images/s, ", done.stdout)
     assert not (workspace / "checkpoint.pth.tar").exists()
 
 

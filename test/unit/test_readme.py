@@ -339,7 +339,7 @@ def test_quoted_lines_are_those_of_the_code() -> None:
     for row in rows:
         for line in spans(row[0]):
             assert line == "data wait" or in_sources(line), line
-    for line in ("Experiment ended", "finished: best top-1", "workspace ", ", files in "):
+    for line in ("Experiment ended", "finished", "workspace ", ", files in "):
         assert line in section("Quick start") and in_sources(line), line
 
 
