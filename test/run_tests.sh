@@ -25,5 +25,7 @@ if [ -n "$checks" ]; then # their findings do not depend on the version of PyTor
     "$PYTHON" -m ruff check . || status=1
     "$PYTHON" -m mypy || status=1
 fi
-"$PYTHON" -m pytest ${selection[@]+"${selection[@]}"} "$@" || status=$?
+# Two files at a time, one thread each: most tests start processes of their own.
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadfile ${selection[@]+"${selection[@]}"} "$@" ||
+    status=$?
 exit $status
