@@ -541,8 +541,7 @@ def run_seed(
             best, row = train(state, trainer, validator, loaders, splits)
             logger.summary({"run.top1_best": best, "run.duration": time.perf_counter() - started})
         # ---- report
-        what = "evaluated" if args.evaluate else "finished"
-        seconds = time.perf_counter() - started
+        what, seconds = "evaluated" if args.evaluate else "finished", time.perf_counter() - started
         logger.message(f"{what}: {headline(row, best)}{seconds:.1f} s, files in {state.workspace}")
         logger.message("Experiment ended")
     return best
@@ -691,9 +690,6 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
     dtype = torch.float16 if args.fp16 else torch.float32
     model = model.to(state.device.torch_device, dtype, memory_format=state.memory_format)
     return torch.jit.script(model) if args.jit == "script" else model
-
-
-# ---- training ----------------------------------------------------------------------------------
 
 
 def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer:

@@ -168,6 +168,10 @@ class _PatientIterator:
                 if text := worker_failure(str(error)):
                     raise DataError(f"{text}; {self._requests.awaited()}") from error
                 raise
+            except (EOFError, ConnectionError, FileNotFoundError) as error:
+                # Its batch was on the way: the worker still had to hand over the shared memory.
+                text = worker_failure("DataLoader worker exited unexpectedly")
+                raise DataError(f"{text}; {self._requests.awaited()}") from error
 
 
 class _Requests:

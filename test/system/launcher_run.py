@@ -51,6 +51,9 @@ class Run:
         script.write_text(PRELUDE + body)
 
         def ignoring() -> None:
+            # A background job of a shell, or nohup, would hand down signals that are ignored.
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_DFL)
             if ignore:
                 signal.signal(ignore, signal.SIG_IGN)
 

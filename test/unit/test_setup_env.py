@@ -308,20 +308,20 @@ def test_quickstart(world: World) -> None:
 
 
 def test_run_tests(world: World) -> None:
-    dev = ("mypy", "pytest", "pytest-timeout", "ruff")
+    dev = ("mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff")
     world.add_python(packages=("torch", *ALL, *dev))
     assert world.run("-k", "a b", script="test/run_tests.sh").returncode == 0
-    assert world.calls() == ["-m ruff check .", "-m mypy", "-m pytest -k a b"]
+    assert world.calls() == ["-m ruff check .", "-m mypy", "-m pytest -n 2 --dist loadfile -k a b"]
     (world.bin / "made").unlink(missing_ok=True)
     made = world.add_python("made", ("torch",))
     world.add_uv(made)
     result = world.run("--torch", "2.4", "-x", script="test/run_tests.sh")
     assert result.returncode == 0, result.stderr
-    assert world.calls()[-1] == "-m pytest -m not fake_accelerator -x"
+    assert world.calls()[-1] == "-m pytest -n 2 --dist loadfile -m not fake_accelerator -x"
 
 
 def test_run_tests_fails_when_a_check_fails(world: World) -> None:
-    dev = ("mypy", "pytest", "pytest-timeout", "ruff")
+    dev = ("mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff")
     world.add_python(packages=("torch", *ALL, *dev), fail=1)
     assert world.run(script="test/run_tests.sh").returncode == 1
     assert len(world.calls()) == 3
