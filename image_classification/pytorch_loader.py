@@ -170,7 +170,7 @@ class _PatientIterator:
                 raise
             except (EOFError, ConnectionError, FileNotFoundError) as error:
                 # Its batch was on the way: the worker still had to hand over the shared memory.
-                text = worker_failure("DataLoader worker exited unexpectedly")
+                text = worker_failure("DataLoader worker (pid unknown) has closed its connection")
                 raise DataError(f"{text}; {self._requests.awaited()}") from error
 
 
