@@ -639,8 +639,8 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
     train_preset, val_preset = presets(args)
     for split, index, preset in (("train", splits.train, train_preset),
                                  ("val", splits.val, val_preset)):
-        if index is None:
-            continue
+        if index is None or (args.evaluate if split == "train" else args.training_only):
+            continue  # synthetic data has both splits in any case
         loaders[split] = create_loader(
             "synthetic" if args.data_backend == "synthetic" else "pytorch", index, preset,
             device=state.device, batch_size=args.batch_size, rank=state.launch.rank,

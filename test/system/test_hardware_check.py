@@ -145,8 +145,10 @@ def test_the_cpu_passes(on_cpu: Future[Check]) -> None:
     assert check.code == 0, check.output
     assert check.files == ["hardware_report.md"]
     assert check.row("environment")[0] == "PASS"
-    assert check.row("parity")[1].startswith("20 steps, largest relative difference of the loss 0")
+    assert check.row("parity")[1].startswith("20 steps, largest relative difference of the loss ")
     assert "2 processes ended with exit code 0, 5 steps" in check.row("collective")[1]
+    for name in ("parity", "collective", "resume"):
+        assert check.row(name)[0] == "PASS"
     assert "equal bit for bit" in check.row("resume")[1]
     assert check.row("float16")[0] == "SKIP"
     assert "float16 needs an accelerator" in check.row("float16")[1]
@@ -166,7 +168,7 @@ def test_an_accelerator_passes(on_npu: Future[Check]) -> None:
     for name in ("parity", "bfloat16", "collective", "resume", "images-amp", "fall-back"):
         assert check.row(name)[0] == "PASS", check.output
     losses = check.content["losses"]
-    assert losses["device"] == losses["cpu"]
+    assert losses["device"] == pytest.approx(losses["cpu"], rel=1e-5)
     assert len(losses["device"]) == 20
     assert losses["bfloat16"] != losses["device"][:10]
     assert check.content["figures"]["images-amp"]["images_per_s"] > 0
