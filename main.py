@@ -534,7 +534,7 @@ def run_seed(
         if args.evaluate:
             result = validator.run(model, loaders["val"], "val")
             best: float | None = result.top1
-            row = result.metrics("val")
+            row = result.metrics()
             logger.log((), row)
         else:
             trainer = build_trainer(state, model, loaders["train"])
@@ -760,7 +760,7 @@ def train(
             for prefix, model in trainer.models().items():
                 result = validator.run(
                     model, loaders["val"], prefix, epoch=epoch, iteration=trainer.num_batches)
-                row |= result.metrics(prefix)
+                row |= result.metrics()
             is_best = progress["best_prec1"] is None or result.top1 > progress["best_prec1"]
             if is_best:  # of the average, which comes last, where there is one
                 progress |= {"best_prec1": result.top1, "best_epoch": epoch}

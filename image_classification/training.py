@@ -366,11 +366,7 @@ class Trainer:
         row: dict[str, float | None] = {
             "train.loss": sums.loss / max(sums.images, 1),
             "train.top1": 100.0 * sums.hits / max(sums.images, 1),
-            "train.compute_ips": rates.compute_ips,
-            "train.total_ips": rates.total_ips,
-            "train.data_time": rates.data_time,
-            "train.compute_time": rates.compute_time,
-            "train.data_wait": rates.data_wait_percent,
+            **rates.metrics("train"),
             "train.lr": self.lr(max(self.step - 1, 0)),
             "train.grad_scale": self.scaler.get_scale() if self.scaler.is_enabled() else 1.0,
             "train.skipped_steps": self.skipped_steps,

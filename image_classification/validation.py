@@ -15,9 +15,7 @@ from torch import nn
 from image_classification.distributed import sum_over_ranks
 from image_classification.errors import DataError, DivergedError
 from image_classification.metrics import (
-    Latency,
     LatencyMeter,
-    Rates,
     Throughput,
     topk_correct,
 )
@@ -38,7 +36,8 @@ class Validation:
         correctk: Images whose target is among the k highest logits.
         seen: Images evaluated, over all ranks.
         topk: The k of `correctk`.
-        speed: Images per second, times (s) and latencies (s), by metric name without prefix.
+        prefix: "val" or "val_ema", the group of the metrics.
+        speed: Images per second, times (s) and latencies (s), by metric name.
     """
 
     loss: float
@@ -46,6 +45,7 @@ class Validation:
     correctk: int
     seen: int
     topk: int
+    prefix: str
     speed: dict[str, float | None]
 
     @property
@@ -53,8 +53,8 @@ class Validation:
         """Top-1 accuracy in percent."""
         return 100.0 * self.correct1 / self.seen
 
-    def metrics(self, prefix: str) -> dict[str, float | None]:
-        """Returns the log row, names prefixed by "val" or "val_ema"."""
+    def metrics(self) -> dict[str, float | None]:
+        """Returns the log row."""
         accuracy: dict[str, float | None] = {
             "loss": self.loss,
             "top1": self.top1,
@@ -62,7 +62,7 @@ class Validation:
             "correct": self.correct1,
             "seen": self.seen,
         }
-        return {f"{prefix}.{name}": value for name, value in {**accuracy, **self.speed}.items()}
+        return {f"{self.prefix}.{name}": value for name, value in accuracy.items()} | self.speed
 
 
 class Validator:
@@ -158,9 +158,11 @@ class Validator:
                 f"the validation loss is {loss}: weights or activations overflowed; the last "
                 "checkpoint is from before (with --fp16 try --amp)"
             )
-        speed = _speed(throughput.rates(), latency.summary())
+        speed = throughput.rates().metrics(prefix)
+        if (times := latency.summary()) is not None:
+            speed |= times.metrics(prefix)
         counts = int(correct1), int(correctk), int(total)
-        return Validation(loss / total, *counts, self.topk, speed)
+        return Validation(loss / total, *counts, self.topk, prefix, speed)
 
     def _forward(
         self, model: nn.Module, images: torch.Tensor, latency: LatencyMeter
@@ -172,18 +174,3 @@ class Validator:
             self.device.synchronize()
             latency.add(time.perf_counter() - started)
         return logits.float()
-
-
-def _speed(rates: Rates, latency: Latency | None) -> dict[str, float | None]:
-    speed = {
-        "compute_ips": rates.compute_ips,
-        "total_ips": rates.total_ips,
-        "data_time": rates.data_time,
-        "data_wait": rates.data_wait_percent,
-    }
-    if latency is not None:
-        speed["compute_latency"] = latency.average
-        speed["compute_latency_at95"] = latency.at95
-        speed["compute_latency_at99"] = latency.at99
-        speed["compute_latency_at100"] = latency.at100
-    return speed
