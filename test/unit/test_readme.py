@@ -18,6 +18,7 @@ import checkpoint2model
 import classify
 import main
 import multiproc
+from benchmarks import train_step
 from image_classification import errors
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.logger import METRICS
@@ -33,6 +34,7 @@ PARSERS: dict[str, argparse.ArgumentParser] = {
     "multiproc.py": multiproc.build_parser(),
     "classify.py": classify.build_parser(),
     "checkpoint2model.py": checkpoint2model.build_parser(),
+    "benchmarks/train_step.py": train_step.build_parser(),
 }
 # Options of other programs: docker build and run, srun.
 FOREIGN = {
@@ -218,7 +220,7 @@ def check_python(words: list[str]) -> None:
     elif program == "classify.py":
         args = PARSERS[program].parse_intermixed_args(arguments)
         classify.validate_args(args)
-    elif program == "checkpoint2model.py":
+    elif program in ("checkpoint2model.py", "benchmarks/train_step.py"):
         PARSERS[program].parse_args(arguments)
     elif program.startswith("-m"):
         assert arguments[0] in ("pytest", "ruff", "mypy")
