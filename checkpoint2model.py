@@ -8,21 +8,20 @@ python checkpoint2model.py --checkpoint-path model_best.pth.tar --weight-path re
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
 from image_classification.atomic_file import atomic_file
 from image_classification.errors import CheckpointError, UsageError, UserError
+from image_classification.option_parser import OptionParser
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> OptionParser:
     """Return the parser; importing this file and `-h` do not import torch."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="checkpoint2model.py",
         description="Write the weights of a training checkpoint: a state_dict on the CPU.",
         epilog="exit codes: 0 done, 2 usage, 4 checkpoint",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--checkpoint-path", metavar="PATH", required=True, help="checkpoint to read")
@@ -40,14 +39,15 @@ def convert(checkpoint_path: str, weight_path: str, ema: bool) -> str:
         ema: take the averaged weights.
 
     Returns:
-        One line that says what was found.
+        What was found, and how to use the weights.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, has no such weights, or the disk is full.
         UsageError: the file cannot be written there.
     """
-    import torch
+    from image_classification.device_table import import_torch_or_explain
 
+    torch = import_torch_or_explain("cpu")
     from image_classification.pretrained import extract_state_dict
     from image_classification.safe_load import load_tensors
 
@@ -72,16 +72,24 @@ def convert(checkpoint_path: str, weight_path: str, ema: bool) -> str:
     arch = details.get("arch", "model")
     if isinstance(arch, tuple | list):  # Cambricon's: name, configuration, number of classes
         arch = arch[0]
-    return f"Loaded {arch}, acc : {details.get('best_prec1', 'unknown')}"
+    lines = [f"Loaded {arch}, acc : {details.get('best_prec1', 'unknown')}"]
+    preset = (details.get("preprocessing") or {}).get("val")
+    if preset:  # which the weights alone do not tell
+        lines.append(
+            f"classify.py --weights {weight_path} --arch {arch} "
+            f"--image-size {preset['image_size']} --val-resize {preset['resize_size']}"
+        )
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; user errors become one line and an exit code."""
-    args = build_parser().parse_args(argv)
     try:
+        args = build_parser().parse_or_raise(argv)
         print(convert(args.checkpoint_path, args.weight_path, args.ema))
     except UserError as error:
-        print(f"checkpoint2model.py: error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"checkpoint2model.py: error: {line}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from image_classification.atomic_file import atomic_file
 from image_classification.device import DEVICE_TYPES, import_torch_or_explain
 from image_classification.errors import DataError, UsageError, UserError
+from image_classification.option_parser import OptionParser
 from models import find_arch, model_names
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
 OUTPUT_ENDINGS = (".csv", ".jsonl")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> OptionParser:
     """Return the parser; importing this file and `-h` do not import torch."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="classify.py",
         description="Print the most probable classes of images.",
         epilog="exit codes: 0 done, 2 usage or device, 3 no readable image, 4 checkpoint",
-        allow_abbrev=False,
     )
+    parser.intermixed = True
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="image file, or folder searched at any depth")
     add("--image", action="append", default=[], metavar="PATH", help="the same as IMAGE")
@@ -71,6 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         metavar="PIXELS",
         help="input size (default: the checkpoint's, else the network's)",
+    )
+    add(
+        "--val-resize",
+        type=int,
+        metavar="PIXELS",
+        help="short side before the central crop (default: the checkpoint's, else 32 more than the "
+        "input size)",
     )
     add(
         "--ema",
@@ -121,6 +129,8 @@ def validate_args(args: argparse.Namespace) -> None:
         (args.batch_size < 1, f"--batch-size must be at least 1, got {args.batch_size}"),
         (args.image_size is not None and args.image_size < 1,
          f"--image-size must be at least 1, got {args.image_size}"),
+        (args.val_resize is not None and args.val_resize < (args.image_size or 1),
+         f"--val-resize must be at least the input size, got {args.val_resize}"),
         (output is not None and output.suffix not in OUTPUT_ENDINGS,
          f"--output must end in {' or '.join(OUTPUT_ENDINGS)}, got {args.output}"),
         (output is not None and not output.parent.is_dir(),
@@ -150,7 +160,8 @@ def read_class_names(path: str) -> list[str]:
             return text.splitlines()
         names = json.loads(text)
     except (OSError, ValueError) as error:
-        raise DataError(f"--class-names {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"--class-names {path}: {reason}") from error
     names = names.values() if isinstance(names, dict) else names
     # Keras' ImageNet file has [WordNet id, name] for each index.
     return [str(name[-1]) if isinstance(name, list) and name else str(name) for name in names]
@@ -237,7 +248,8 @@ def run(args: argparse.Namespace) -> None:
     images = find_images(args.images)
     classifier = load_classifier(
         args.checkpoint or args.weights, args.device, args.precision.lower(),
-        ema=args.ema, arch=args.arch, image_size=args.image_size, class_names=class_names,
+        ema=args.ema, arch=args.arch, image_size=args.image_size, val_resize=args.val_resize,
+        class_names=class_names,
     )  # fmt: skip
     for note in classifier.notes:
         print(note, file=sys.stderr)
@@ -260,11 +272,11 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; user errors become one line each and an exit code."""
-    args = build_parser().parse_intermixed_args(argv)  # options may stand between the images
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a class name is not worth a crash
     try:
+        args = build_parser().parse_or_raise(argv)
         validate_args(args)
         run(args)
         sys.stdout.flush()

@@ -236,6 +236,8 @@ def _missing_split_text(data: Path, split: str) -> str:
     except OSError as error:
         return f"{printable(data)}: cannot read this folder ({error.strerror})"
     found = f"; found: {few(inside, 5)}" if inside else "; the folder is empty"
+    if split == "val" and inside:
+        found += " (--training-only needs no val)"
     return f"{text}{found}; expected {split}/<class>/<image> or lines 'relative/path label'"
 
 

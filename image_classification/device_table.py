@@ -14,6 +14,7 @@ import importlib.util
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 from .errors import UsageError
@@ -79,6 +80,9 @@ DEVICE_TABLE: dict[str, DeviceSpec] = {
 # --- importing PyTorch and its plug-ins -----------------------------------------------------
 
 
+_PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+
 def import_torch_or_explain(wanted: str = "auto") -> ModuleType:
     """Import PyTorch and turn a failure into one line.
 
@@ -100,10 +104,10 @@ def import_torch_or_explain(wanted: str = "auto") -> ModuleType:
         return importlib.import_module("torch")
     except ModuleNotFoundError as error:
         if error.name == "torch":
-            raise UsageError(
-                f"PyTorch is not installed for {sys.executable}; install it with: "
-                f"{sys.executable} -m pip install -r requirements-torch.txt"
-            ) from None
+            cure = f"install it with: {sys.executable} -m pip install -r requirements-torch.txt"
+            if (_PACKAGE_ROOT / ".venv/bin/activate").is_file():
+                cure = f"the environment is ready: source {_PACKAGE_ROOT}/.venv/bin/activate"
+            raise UsageError(f"PyTorch is not installed for {sys.executable}; {cure}") from None
         reason = _one_line(error)
     except Exception as error:  # a plug-in may raise anything
         reason = _one_line(error.__cause__ or error)

@@ -221,6 +221,7 @@ def load_classifier(
     ema: bool | None = None,
     arch: str | None = None,
     image_size: int | None = None,
+    val_resize: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Classifier:
     """Load a trained classifier from one file.
@@ -234,6 +235,7 @@ def load_classifier(
             file has them (None).
         arch: name of the network; a checkpoint knows its own.
         image_size: side of the network's input in pixels, instead of the checkpoint's.
+        val_resize: short side in pixels before the central crop, instead of the checkpoint's.
         class_names: by index, instead of the checkpoint's. Without either, the index as text.
 
     Returns:
@@ -258,7 +260,7 @@ def load_classifier(
         model,
         arch=arch,
         classes=_choose_classes(saved.get("classes"), class_names, num_classes, name),
-        preset=_choose_preset(saved.get("preprocessing"), image_size, arch, name),
+        preset=_choose_preset(saved.get("preprocessing"), image_size, val_resize, arch, name),
         device=Device.select(device),
         precision=precision.lower(),
         notes=notes,
@@ -309,7 +311,9 @@ def _choose_classes(
     return names
 
 
-def _choose_preset(saved: object, image_size: int | None, arch: str, source: str) -> EvalPreset:
+def _choose_preset(
+    saved: object, image_size: int | None, val_resize: int | None, arch: str, source: str
+) -> EvalPreset:
     if isinstance(saved, Mapping) and isinstance(saved.get("val"), Mapping):
         try:
             preset = EvalPreset.from_dict(dict(saved["val"]))
@@ -318,10 +322,9 @@ def _choose_preset(saved: object, image_size: int | None, arch: str, source: str
     else:
         size = find_arch(arch).image_size
         preset = EvalPreset(size, size + 32)
-    if image_size is None:
-        return preset
     margin = preset.resize_size - preset.image_size
-    return dataclasses.replace(preset, image_size=image_size, resize_size=image_size + margin)
+    size = image_size or preset.image_size
+    return dataclasses.replace(preset, image_size=size, resize_size=val_resize or size + margin)
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[str]:

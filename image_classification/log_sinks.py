@@ -41,7 +41,7 @@ class TerminalSink(Sink):
             return
         parts = [_human(metric_spec(name).human, data[name]) for name in _in_order(data)]
         if any(parts):
-            title = self._epoch_title(step[0]) if step else "Run summary"
+            title = self._epoch_title(step[0]) if step else "Best values"
             self._bar.write_parts(title, [part for part in parts if part])
 
     def message(self, moment: Moment, level: str, text: str) -> None:

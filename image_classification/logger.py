@@ -69,6 +69,7 @@ class Logger:
         self._failed: set[Sink] = set()
         self._epoch_rows: dict[int, dict[str, Any]] = {}
         self._started = time.perf_counter()
+        self._used = False
         self._lock = threading.RLock()
 
     @property
@@ -172,15 +173,28 @@ class Logger:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None:
+            self._record(error)
         self.close()
+
+    def _record(self, error: BaseException) -> None:
+        """Leave the reason of the end in the file; the terminal gets it from whoever catches it."""
+        files = [sink for sink in self._sinks if isinstance(sink, JsonlSink)]
+        if self._used:
+            with self._lock:
+                for sink in files:
+                    text = str(error) or type(error).__name__
+                    self._call(sink, "message", self._moment(), "error", text)
+
+    def _moment(self) -> Moment:
+        return Moment(datetime.now(), round(time.perf_counter() - self._started, 6))
 
     def _row(self, step: Step, data: Mapping[str, Any], verbosity: int) -> None:
         self._each("log", step, data, verbosity)
 
     def _each(self, method: str, *arguments: Any) -> None:
         with self._lock:
-            elapsed = round(time.perf_counter() - self._started, 6)
-            moment = Moment(datetime.now(), elapsed)
+            self._used, moment = True, self._moment()
             for sink in list(self._sinks):
                 self._call(sink, method, moment, *arguments)
 

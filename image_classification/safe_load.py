@@ -76,7 +76,9 @@ def _open(name: str) -> BinaryIO:
         status = Path(name).stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise CheckpointError(f"cannot load {name!r}: it is {kind}; give a weight file")
+            inside = sorted(path.name for path in Path(name).glob("*.pth*"))[:3]
+            cure = f"give a file in it: {', '.join(inside)}" if inside else "give a weight file"
+            raise CheckpointError(f"cannot load {name!r}: it is {kind}; {cure}")
         if status.st_size == 0:
             raise CheckpointError(f"cannot load {name!r}: it is empty; write or copy it again")
         return open(name, "rb")

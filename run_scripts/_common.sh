@@ -32,9 +32,15 @@ $2
 END
 }
 
+# need_dataset: checks what every recipe needs before it starts.
 need_dataset() {
+    if ! command -v "$PYTHON" >/dev/null; then
+        echo "$NAME: PYTHON=$PYTHON cannot be run: name a Python, or bash scripts/setup_env.sh" >&2
+        exit 2
+    fi
     if [ -z "${IMAGENET_TRAIN_DATASET:-}" ]; then
         echo "please set environment variable IMAGENET_TRAIN_DATASET." >&2
+        echo "(env.sh does: source env.sh; or IMAGENET_TRAIN_DATASET=DIR before the command)" >&2
         exit 3
     fi
 }

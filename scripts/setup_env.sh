@@ -41,6 +41,10 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         --in-place) in_place=yes ;;
+        -h | --help)
+            sed -n '4,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            exit 0
+            ;;
         *) fail "unknown option $1; see the head of scripts/setup_env.sh" ;;
     esac
     shift
@@ -156,7 +160,8 @@ make_venv() {
         fail "$base cannot make virtual environments; on Debian and Ubuntu: apt-get install" \
             "python3-venv (pythonX.Y-venv for a Python X.Y beside the system's)"
     fi
-    "$base" -m venv ${flags[@]+"${flags[@]}"} "$venv" >&2 || fail "$base -m venv $venv failed"
+    "$base" -m venv ${flags[@]+"${flags[@]}"} "$venv" >&2 || fail "$base -m venv $venv failed: is $ROOT" \
+        "writable, and is the disk full?"
     if [ -n "$shared" ]; then see_parent; fi
 }
 

@@ -263,7 +263,10 @@ def test_checkpoint2model_writes_bare_weights(
     torch.save({**content, "state_dict": state}, source)
     result = run("checkpoint2model.py", "--checkpoint-path", source, "--weight-path", target)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "Loaded resnet18, acc : 91.5\n"
+    assert result.stdout == (
+        "Loaded resnet18, acc : 91.5\n"
+        f"classify.py --weights {target} --arch resnet18 --image-size 32 --val-resize 36\n"
+    )
     weights = torch.load(target, weights_only=True)
     torch.testing.assert_close(weights, content["state_dict"], rtol=0, atol=0)
 

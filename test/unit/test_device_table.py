@@ -232,12 +232,20 @@ def test_broken_plug_in_of_torch_itself_is_explained(monkeypatch: pytest.MonkeyP
         import_torch_or_explain("npu")
 
 
-def test_missing_torch_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ready", [False, True])
+def test_missing_torch_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ready: bool
+) -> None:
     def fail(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
     monkeypatch.setattr(device_table.importlib, "import_module", fail)
-    with pytest.raises(UsageError, match=r"pip install -r requirements-torch.txt"):
+    monkeypatch.setattr(device_table, "_PACKAGE_ROOT", tmp_path)
+    if ready:
+        (tmp_path / ".venv/bin").mkdir(parents=True)
+        (tmp_path / ".venv/bin/activate").touch()
+    cure = r"source .*/.venv/bin/activate" if ready else r"pip install -r requirements-torch.txt"
+    with pytest.raises(UsageError, match=cure):
         import_torch_or_explain()
 
 

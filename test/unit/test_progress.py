@@ -113,7 +113,7 @@ def test_a_terminal_shows_a_moving_bar_and_short_lines(tmp_path: Path, columns: 
         "Epoch 1/2  loss 0.2500  812 img/s  val top-1 50.25 %",
         "Warning: 1 image is damaged",
         "Epoch 2/2  loss 0.2500  812 img/s  val top-1 50.25 %",
-        "Run summary  loss 0.2500  812 img/s  val top-1 50.25 %  total 12.5 s",
+        "Best values  loss 0.2500  812 img/s  val top-1 50.25 %  total 12.5 s",
         "",  # where the prompt goes
     ]
     frames = [frame.rstrip() for frame in re.split(r"[\r\n]+", written)]
