@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
+import math
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from image_classification.errors import DeviceMemoryError, UsageError, UserError
+from image_classification.device_table import DEVICE_TABLE
+from image_classification.errors import UsageError, UserError
+from image_classification.option_parser import OptionParser
 from models import find_arch, model_names
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from image_classification.logger import Logger
     from image_classification.training import Trainer
     from image_classification.validation import Validator
+    from image_classification.workspace import Use
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
 BEST_NAME = "model_best.pth.tar"
@@ -47,48 +50,6 @@ LARGEST_SEED = 2**63 - 1
 # ------------------------------------------------------------------------------------------------
 
 
-class OptionParser(argparse.ArgumentParser):
-    """Collects all problems of a command line instead of stopping at the first."""
-
-    def parse_all(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Parses what can be parsed; returns it with one line per bad or unknown argument."""
-        rest, problems = list(argv), []
-        while True:
-            try:
-                args, unknown = self.parse_known_args(rest)
-            except argparse.ArgumentError as error:
-                problems.append(f"{error.argument_name}: {error.message}")
-                if not self._drop(rest, str(error.argument_name).split("/")):
-                    return argparse.Namespace(), problems
-                continue
-            return args, list(dict.fromkeys(problems + [self._unknown(word) for word in unknown]))
-
-    def _unknown(self, word: str) -> str:
-        name = word.split("=")[0]
-        options = list(self._option_string_actions) if name.startswith("-") else []
-        near = [option for option in options if option.startswith(name)]
-        near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.7)
-        return f"unknown argument {word!r}; " + (f"did you mean {near[0]}?" if near else "see -h")
-
-    def _drop(self, words: list[str], names: list[str]) -> bool:
-        """Removes the last use of an option and its values, and no more, in place."""
-        options = self._option_string_actions
-        for index in range(len(words) - 1, -1, -1):
-            if words[index].split("=")[0] in names or words[index][:2] in names:
-                number, end = options[names[0]].nargs, index + 1
-                number = number if isinstance(number, int) else 1
-                while words[index] in names and end < len(words) and end - index <= number:
-                    if words[end].split("=")[0] in options or words[end][:2] in options:
-                        break
-                    end += 1
-                del words[index:end]
-                return True
-        return False
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def build_parser() -> OptionParser:
     """Declares every option; each group is one topic of `-h`."""
     parser = OptionParser(
@@ -98,8 +59,6 @@ def build_parser() -> OptionParser:
         epilog="Exit codes: 0 done, 1 internal error, 2 usage or device, 3 data, 4 checkpoint, "
         "5 diverged, 6 out of memory, 7 lost peer. One process per device: "
         "python multiproc.py --nproc_per_node N main.py ...",
-        allow_abbrev=False,
-        exit_on_error=False,
     )
     _add_data_options(parser.add_argument_group("data"))
     _add_augmentation_options(parser.add_argument_group("augmentation"))
@@ -126,10 +85,16 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         help="read class folders or train.txt/val.txt (auto: the lists where they exist)")
     add("--num-classes", "--num_classes", type=int, metavar="N",
         help="number of classes (default: from the data; 1000 for synthetic data)")
-    add("-j", "--workers", type=int, default=5, metavar="N",
-        help="loader processes per device; 0 loads in the training process (default: 5)")
+    add("-j", "--workers", type=int, metavar="N",
+        help="fast: threads per device that read images (default: the cores of this process); "
+        "pytorch: worker processes per device, 0 reads in the training process (default: 5)")
     add("--prefetch", type=int, default=2, metavar="N",
-        help="batches loaded ahead by each loader process (default: 2)")
+        help="batches read ahead: in all (fast) or for each worker process (default: 2)")
+    add("--max-bad", type=float, default=0.001, metavar="SHARE",
+        help="training: share of unreadable images that are replaced by others before the run "
+        "stops; ten are in any case (default: 0.001)")
+    add("--allow-bad-val", action="store_true",
+        help="validation: replace unreadable images too, instead of stopping at the first")
 
 
 def _add_augmentation_options(group: argparse._ArgumentGroup) -> None:
@@ -138,8 +103,9 @@ def _add_augmentation_options(group: argparse._ArgumentGroup) -> None:
         help="side of the network's input (default: the network's own, 224)")
     add("--val-resize", type=int, metavar="PX",
         help="validation: short side before the centre crop (default: image size + 32)")
-    add("--interpolation", default="bilinear", choices=["bilinear", "bicubic", "triangular"],
-        help="resize filter, antialiased; triangular is bilinear's other name")
+    add("--interpolation", choices=["bilinear", "bicubic", "triangular"],
+        help="resize filter, antialiased (default: the checkpoint's, else bilinear); triangular is "
+        "bilinear's other name")
     add("--crop-scale", type=float, nargs=2, default=[0.08, 1.0], metavar=("MIN", "MAX"),
         help="area of training crops as a share of the image (default: 0.08 1)")
     add("--hflip", type=float, default=0.5, metavar="P",
@@ -374,7 +340,7 @@ def validate_args(args: argparse.Namespace) -> list[str]:
 
     def at_least(option: str, minimum: float, also: float | None = None) -> None:
         value = getattr(args, option.lstrip("-").replace("-", "_"))
-        ok = value is None or value >= minimum or value == also
+        ok = value is None or minimum <= value < math.inf or value == also
         extra = "" if also is None else f" or {also:g}"
         require(ok, f"{option} {value}: must be at least {minimum:g}{extra}")
 
@@ -386,8 +352,8 @@ def validate_args(args: argparse.Namespace) -> list[str]:
     synthetic = args.data_backend == "synthetic"
     require(bool(args.data) or synthetic,
             "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic")
-    require(args.data_backend in ("auto", "pytorch", "synthetic"), f"--data-backend "
-            f"{args.data_backend} is not available in this version; use pytorch")
+    require(args.data_backend in ("auto", "fast", "pytorch", "synthetic"), f"--data-backend "
+            f"{args.data_backend} is not available in this version; use fast")
     for option in ("--batch-size", "--print-freq", "--topk", "--prefetch"):
         at_least(option, 1)
     for option in ("--workers", "--warmup", "--end-lr", "--weight-decay", "--mixup", "--gpu-id",
@@ -399,7 +365,8 @@ def validate_args(args: argparse.Namespace) -> list[str]:
                    "--early-stopping-patience"):
         at_least(option, 1, also=-1)
     at_least("--gather-checkpoints", 0, also=-1)
-    for option in ("--label-smoothing", "--dropout", "--hflip", "--momentum", "--rmsprop-alpha"):
+    for option in ("--label-smoothing", "--dropout", "--hflip", "--momentum", "--rmsprop-alpha",
+                   "--max-bad"):
         within(option, 0, 1)
     within("--seed", 0, LARGEST_SEED)
     seeds = args.seeds or [0]
@@ -414,7 +381,8 @@ def validate_args(args: argparse.Namespace) -> list[str]:
     require(min(args.synthetic_size) >= 1, "--synthetic-size: both numbers must be at least 1")
     for option in ("--clip-grad-norm", "--static-loss-scale", "--rmsprop-eps"):
         value = getattr(args, option.lstrip("-").replace("-", "_"))
-        require(value is None or value > 0, f"{option} {value}: must be greater than 0")
+        require(value is None or 0 < value < math.inf,
+                f"{option} {value}: must be greater than 0")
     problems += _check_combinations(args, synthetic)
     return problems
 
@@ -440,6 +408,16 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
          "--early-stopping-patience needs the validation that --training-only leaves out"),
         (args.val_resize and args.image_size and args.val_resize < args.image_size,
          f"--val-resize {args.val_resize} is smaller than --image-size {args.image_size}"),
+        (args.sync_bn and args.device == "cpu",
+         "--sync-bn needs an accelerator; on cpu run without it"),
+        (args.optimizer_batch_size > 0 and args.batch_size > 0
+         and args.optimizer_batch_size % args.batch_size,
+         f"--optimizer-batch-size {args.optimizer_batch_size} is not a multiple of "
+         f"{args.batch_size} (--batch-size)"),
+        (args.dist_backend not in (None, "gloo") and args.device in DEVICE_TABLE
+         and args.dist_backend != DEVICE_TABLE[args.device].collective,
+         f"--dist-backend {args.dist_backend} does not serve device '{args.device}'; leave it "
+         "out"),
         (args.amp_dtype != "auto" and not args.amp, f"--amp-dtype {args.amp_dtype} needs --amp"),
         (args.tf32 is not None and args.device not in ("auto", "cuda"),
          f"--tf32 is a switch of cuda, the device is {args.device}"),
@@ -453,6 +431,42 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
         rules.append((name is not None and (Path(name).name != name or name in ("", "..")),
                       f"{option} {name!r}: must be a name without folders"))
     return [line for broken, line in rules if broken]
+
+
+def run_files(args: argparse.Namespace) -> list[str]:
+    """The files by which a run's folder is known, its last checkpoint first."""
+    return [args.checkpoint_filename, BEST_NAME, args.raport_file, "metrics.jsonl"]
+
+
+def choose_workspace(args: argparse.Namespace, seed: int | None) -> tuple[Path, Use]:
+    """The folder of --workspace, else the checkpoint's, else models/<run name, sample, network>."""
+    from image_classification import workspace
+
+    sample = args.data.removeprefix(SAMPLE_PREFIX) if _is_sample(args.data) else None
+    name = args.run_name or sample or args.arch or "resnet50"
+    base, use = workspace.choose(
+        args.workspace, PACKAGE_ROOT / "models" / name, args.resume,
+        traces=run_files(args), only_logs=args.evaluate)
+    return base / f"seed_{seed}" if args.seeds else base, use
+
+
+def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
+    """Fills in network and input size: the command line's, else the checkpoint's, else ours."""
+    if saved is not None:
+        preset = saved["preprocessing"]["val"]
+        args.arch = saved["arch"]
+        args.image_size = args.image_size or preset["image_size"]
+        args.val_resize = args.val_resize or preset["resize_size"]
+        args.interpolation = args.interpolation or preset["interpolation"]
+    args.arch = args.arch or "resnet50"
+    args.image_size = args.image_size or find_arch(args.arch).image_size
+    args.val_resize = args.val_resize or args.image_size + 32
+    args.interpolation = args.interpolation or "bilinear"
+    if args.val_resize < args.image_size:
+        raise UsageError(f"--val-resize {args.val_resize} is below image size {args.image_size}")
+    if args.batch_size == 1 and args.image_size <= 32 and not (args.evaluate or args.freeze_bn):
+        raise UsageError(f"--batch-size 1 leaves BatchNorm one value per channel at image size "
+                         f"{args.image_size}: use 2 or more")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -485,7 +499,8 @@ def run(args: argparse.Namespace, notes: list[str]) -> None:
     distributed.check_launch(
         launch, num_nodes=args.world_size, master_addr=args.addr, device_index=args.gpu_id)
     device = Device.select(args.device, launch.local_rank, args.gpu_id)
-    from image_classification.metrics import mean_and_spread  # torch: after the device's import
+    from image_classification import failures  # these import torch: after the device's import
+    from image_classification.metrics import mean_and_spread
 
     device.configure(tf32=args.tf32, deterministic=args.deterministic)
     affinity.bind(args.gpu_affinity, launch.local_rank, launch.local_world_size)
@@ -493,8 +508,8 @@ def run(args: argparse.Namespace, notes: list[str]) -> None:
     try:
         top1 = [run_seed(args, launch, device, seed, notes) for seed in args.seeds or [args.seed]]
     except Exception as error:
-        if device.is_out_of_memory(error):
-            raise DeviceMemoryError(device.explain_out_of_memory(error, args.batch_size)) from error
+        if (explained := failures.explain(error, device, args.batch_size)) is not None:
+            raise explained from error
         raise
     if args.seeds and launch.primary and not args.training_only:
         spread = mean_and_spread(value for value in top1 if value is not None)
@@ -510,11 +525,12 @@ def run_seed(
 
     from image_classification.metric_names import headline
     from image_classification.validation import Validator
+    from image_classification.workspace import tidy
 
     started = time.perf_counter()
     state, precision = open_run(argparse.Namespace(**vars(args)), launch, device, seed)
     args, logger = state.args, state.logger
-    with logger:
+    with tidy(state.workspace, run_files(args)), logger:
         # ---- data and model
         splits = load_data(state)
         model = build_model(state, splits.num_classes)
@@ -528,8 +544,8 @@ def run_seed(
         validator = Validator(
             torch.nn.CrossEntropyLoss(), device=device, amp_dtype=state.amp_dtype, topk=args.topk,
             world_size=launch.world_size, max_batches=args.prof if args.prof > 0 else None,
-            measure_latency=args.evaluate, epochs=args.epochs, print_freq=args.print_freq,
-            logger=logger)
+            measure_latency=args.evaluate, epochs=1 if args.evaluate else args.epochs,
+            print_freq=args.print_freq, logger=logger)
         # ---- evaluate or train
         if args.evaluate:
             result = validator.run(model, loaders["val"], "val")
@@ -555,10 +571,8 @@ def open_run(
     from image_classification.logger import create_logger, new_run_id
     from image_classification.workspace import open_workspace
 
-    workspace = open_workspace(
-        wanted_workspace(args, seed), primary=launch.primary,
-        traces=[args.checkpoint_filename, BEST_NAME, args.raport_file, "metrics.jsonl"],
-        reuse=args.resume is not None or args.evaluate)
+    wanted, use = choose_workspace(args, seed)
+    workspace = open_workspace(wanted, traces=run_files(args), use=use, primary=launch.primary)
     saved = checkpoint.load_resume(
         args.resume, workspace / args.checkpoint_filename, arch=args.arch)
     settle_network(args, saved)
@@ -576,28 +590,6 @@ def open_run(
         run_id=new_run_id(), tensorboard=args.tensorboard)
     return Run(args, launch, device, workspace, logger, saved, seed, accumulation, amp_dtype,
                device.memory_format(args.memory_format, args.amp)), precision
-
-
-def wanted_workspace(args: argparse.Namespace, seed: int | None) -> Path:
-    """The folder of --workspace, else models/<run name, sample or network>."""
-    sample = args.data.removeprefix(SAMPLE_PREFIX) if _is_sample(args.data) else None
-    name = args.run_name or sample or args.arch or "resnet50"
-    base = Path(args.workspace or PACKAGE_ROOT / "models" / name)
-    return base / f"seed_{seed}" if args.seeds else base
-
-
-def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
-    """Fills in network and input size: the command line's, else the checkpoint's, else ours."""
-    if saved is not None:
-        preset = saved["preprocessing"]["val"]
-        args.arch = saved["arch"]
-        args.image_size = args.image_size or preset["image_size"]
-        args.val_resize = args.val_resize or preset["resize_size"]
-    args.arch = args.arch or "resnet50"
-    args.image_size = args.image_size or find_arch(args.arch).image_size
-    args.val_resize = args.val_resize or args.image_size + 32
-    if args.val_resize < args.image_size:
-        raise UsageError(f"--val-resize {args.val_resize} is below image size {args.image_size}")
 
 
 def load_data(state: Run) -> Splits:
@@ -633,19 +625,30 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
     """Creates the loaders of "train" and "val", as far as this run needs them."""
     import torch
 
-    from image_classification.dataloaders import create_loader
+    from image_classification import dataloaders
+    from image_classification.affinity import default_threads
+    from image_classification.bad_images import BadFileLog, BadImages
 
-    args, loaders = state.args, {}
+    args, launch, loaders = state.args, state.launch, {}
     train_preset, val_preset = presets(args)
+    args.data_backend, note = dataloaders.choose_backend(args.data_backend, train_preset.policy)
+    if note is not None:
+        state.logger.message(note)
+    if args.workers is None:
+        args.workers = 5 if args.data_backend != "fast" else default_threads(
+            args.gpu_affinity, launch.local_world_size, computes=not state.device.is_accelerator)
+    bad_files = BadFileLog(state.workspace, state.logger.warning)
     for split, index, preset in (("train", splits.train, train_preset),
                                  ("val", splits.val, val_preset)):
         if index is None or (args.evaluate if split == "train" else args.training_only):
             continue  # synthetic data has both splits in any case
-        loaders[split] = create_loader(
-            "synthetic" if args.data_backend == "synthetic" else "pytorch", index, preset,
-            device=state.device, batch_size=args.batch_size, rank=state.launch.rank,
-            world_size=state.launch.world_size, global_batch=args.optimizer_batch_size,
-            seed=state.seed, workers=args.workers, prefetch=args.prefetch,
+        bad = BadImages(
+            len(index), max_bad=args.max_bad, tolerated=split == "train" or args.allow_bad_val,
+            seed=state.seed, report=bad_files.add)
+        loaders[split] = dataloaders.create_loader(
+            args.data_backend, index, preset, device=state.device, batch_size=args.batch_size,
+            rank=launch.rank, world_size=launch.world_size, global_batch=args.optimizer_batch_size,
+            seed=state.seed, workers=args.workers, prefetch=args.prefetch, bad=bad,
             memory_format=state.memory_format,
             dtype=torch.float16 if args.fp16 else state.amp_dtype or torch.float32)
         for note in loaders[split].notes:
@@ -746,8 +749,13 @@ def train(
     row: dict[str, float | None] = {}
     if args.run_epochs > 0:
         last = min(last, first + args.run_epochs)
-    if first >= last:
+
+    def out_of_patience(epoch: int) -> bool:
+        return 0 < args.early_stopping_patience <= epoch - progress["best_epoch"]
+
+    if first >= last or (first > 0 and out_of_patience(first - 1)):
         logger.message(f"nothing left to do: {first} of {args.epochs} epochs are done")
+        return progress["best_prec1"], row
     for epoch in range(first, last):
         started = time.perf_counter()
         loaders["train"].set_position(epoch, 0)
@@ -768,8 +776,8 @@ def train(
         progress["epoch"] = epoch + 1
         if args.save_checkpoints and state.launch.primary:
             save_checkpoint(state, trainer, splits, progress, is_best)
-        if 0 < args.early_stopping_patience <= epoch - progress["best_epoch"]:
-            logger.message(f"early stop: no better top-1 since epoch {progress['best_epoch']}")
+        if out_of_patience(epoch):
+            logger.message(f"early stop: no better top-1 since epoch {progress['best_epoch'] + 1}")
             break
     return progress["best_prec1"], row
 
@@ -802,6 +810,10 @@ def main(argv: list[str]) -> int:
         for line in str(error).splitlines():
             print(f"main.py: error: {line}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("main.py: interrupted; --resume auto goes on after the last whole epoch",
+              file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

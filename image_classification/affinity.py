@@ -51,6 +51,25 @@ def bind(mode: str, local_rank: int, local_world_size: int) -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
+def default_threads(mode: str, local_world_size: int, computes: bool) -> int:
+    """How many threads of a process should read images.
+
+    Args:
+        mode: The `MODES` entry that `bind` was called with.
+        local_world_size: Processes on the host, >= 1.
+        computes: The network runs on the same cores, which it needs more.
+
+    Returns:
+        This process's share of the cores, >= 1; 1 where it computes.
+    """
+    if computes:
+        return 1
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    cores = len(allowed) if allowed else os.cpu_count() or 1
+    shared = mode in ("none", "socket")
+    return max(1, cores // local_world_size if shared else cores)
+
+
 def choose_cores(
     mode: str, local_rank: int, local_world_size: int, nodes: list[list[int]]
 ) -> list[int]:

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 
 from image_classification.augmentation import EvalPreset, TrainPreset
+from image_classification.bad_images import BadImages
 from image_classification.batch_schedule import BatchSchedule
 from image_classification.data_index import ImageIndex
 from image_classification.datasets import Splits
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "Loader", "SyntheticIndex", "create_loader", "synthetic_splits"]
 
-BACKENDS = ("pytorch", "synthetic")
+BACKENDS = ("fast", "pytorch", "synthetic")
 
 
 class Loader(Protocol):
@@ -62,6 +63,37 @@ class Loader(Protocol):
         """Free worker processes; call it when the loader is no longer needed."""
 
 
+def choose_backend(wanted: str, policy: str | None) -> tuple[str, str | None]:
+    """Settle which backend reads the images.
+
+    Args:
+        wanted: "auto" or one of BACKENDS.
+        policy: The augmentation policy, which only worker processes apply.
+
+    Returns:
+        The backend, and a line for the user where "auto" could not take the fast one.
+
+    Raises:
+        UsageError: The fast loader was asked for, but is not built or cannot apply the policy.
+    """
+    if wanted not in ("auto", "fast"):
+        return wanted, None
+    from image_classification.fast_loader.native import load_core
+
+    if policy is not None:
+        problem = f"--augmentation {policy} runs in worker processes: use --data-backend pytorch"
+    elif load_core() is None:
+        problem = (
+            "the fast data loader is not built: python -m image_classification.fast_loader.build "
+            "(needs a C++ compiler)"
+        )
+    else:
+        return "fast", None
+    if wanted == "fast":
+        raise UsageError(problem)
+    return "pytorch", problem
+
+
 def synthetic_splits(sizes: tuple[int, int], num_classes: int) -> Splits:
     """Returns splits without files: numbers of training and validation images, and of classes."""
     # To a loader an index without files is an index like any other.
@@ -84,11 +116,12 @@ def create_loader(
     prefetch: int = 2,
     memory_format: torch.memory_format = torch.contiguous_format,
     dtype: torch.dtype = torch.float32,
+    bad: BadImages | None = None,
 ) -> Loader:
     """Make the loader of one split; a TrainPreset shuffles and augments, an EvalPreset does not.
 
     Args:
-        backend: "pytorch" or "synthetic".
+        backend: "fast", "pytorch" or "synthetic"; see `choose_backend`.
         index: The images, or for "synthetic" only how many.
         preset: How the images are prepared.
         device: Where the batches go.
@@ -97,13 +130,11 @@ def create_loader(
         world_size: Processes of the run, over all machines.
         global_batch: Training: images per optimizer step over all ranks and accumulation steps.
         seed: Seed of the order and of all draws.
-        workers: Worker processes; 0 decodes in this process.
-        prefetch: Batches in flight for each worker, >= 1.
-        memory_format: torch.contiguous_format or torch.channels_last.
+        workers: Threads ("fast") or worker processes ("pytorch", where 0 reads in this process).
+        prefetch: Batches ahead of the consumer ("fast") or in flight for each worker, >= 1.
+        memory_format: Layout of the images.
         dtype: Type of the images.
-
-    Returns:
-        The loader, at epoch 0, sample 0.
+        bad: What happens to unreadable images; by default, validation alone stops at the first.
 
     Raises:
         UsageError: Unknown backend, or a package that the preset needs is missing.
@@ -122,9 +153,11 @@ def create_loader(
         return SyntheticLoader(synthetic, preset, schedule=schedule, feeder=feeder)
     if isinstance(index, SyntheticIndex):
         raise ValueError(f"the backend {backend!r} reads files; a SyntheticIndex has none")
-    # An upper estimate where a run spans several machines: it can only make the loader modest.
-    local_ranks = min(world_size, device.count) if device.is_accelerator else world_size
-    return PytorchLoader(
-        index, preset, schedule=schedule, feeder=feeder, device=device, workers=workers,
-        prefetch=prefetch, local_ranks=local_ranks,
-    )  # fmt: skip
+    bad = bad or BadImages(len(index), tolerated=isinstance(preset, TrainPreset), seed=seed)
+    common: Any = {"schedule": schedule, "feeder": feeder, "device": device, "bad": bad}
+    common["prefetch"] = prefetch
+    if backend == "fast":
+        from image_classification.fast_loader.loader import FastLoader
+
+        return FastLoader(index, preset, threads=workers, **common)
+    return PytorchLoader(index, preset, workers=workers, world_size=world_size, **common)

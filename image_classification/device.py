@@ -317,6 +317,21 @@ class Device:
         if stream is not None:
             self._module.current_stream().wait_stream(stream)
 
+    def record_event(self, stream: Any | None) -> Any | None:
+        """Mark the end of what is queued on `stream` (None: the current one).
+
+        Returns:
+            An object whose `synchronize()` waits for that mark, None on a cpu.
+        """
+        if not self.is_accelerator or not hasattr(self._module, "current_stream"):
+            return None
+        stream = self._module.current_stream() if stream is None else stream
+        if not hasattr(self._module, "Event"):
+            return stream
+        event = self._module.Event()
+        event.record(stream)
+        return event
+
     def record_stream(self, tensor: torch.Tensor) -> None:
         """Tell the allocator that the current stream uses `tensor`, made on another stream."""
         if self.is_accelerator and hasattr(self._module, "current_stream"):

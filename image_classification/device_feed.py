@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -58,11 +58,22 @@ class DeviceFeeder:
         normalized = images.to(torch.float32).mul_(self._scale).add_(self._shift)
         return normalized.to(self._dtype)
 
-    def __call__(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield each (uint8 [B, H, W, 3], int64 [B]) host batch as a batch on the device."""
+    def __call__(
+        self, batches: Iterable[Batch], copied: Callable[[Any | None], None] | None = None
+    ) -> Iterator[Batch]:
+        """Yield each (uint8 [B, H, W, 3], int64 [B]) host batch as a batch on the device.
+
+        Args:
+            batches: Host batches.
+            copied: Called for each of them, in order, with the event after which its memory may be
+                used for something else (None: at once).
+        """
         if self._stream is None:
             for images, target in batches:
-                yield self._transfer(images, target)
+                batch = self._transfer(images, target)
+                if copied is not None:
+                    copied(self._device.record_event(None))
+                yield batch
             return
         waiting: Batch | None = None
         for images, target in batches:
@@ -72,6 +83,8 @@ class DeviceFeeder:
                 self._hand_over(ready)
             with self._device.stream_context(self._stream):
                 waiting = self._transfer(images, target)
+            if copied is not None:
+                copied(self._device.record_event(self._stream))
             if ready is not None:
                 yield ready
         if waiting is not None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -26,6 +27,11 @@ FILTERS = {
 }
 
 
+def pixel_limit() -> int:
+    """The largest width x height that is read: Pillow's guard against decompression bombs."""
+    return Image.MAX_IMAGE_PIXELS or sys.maxsize
+
+
 def open_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = None) -> Any:
     """Open an image file and read its size; the pixels wait for `decode_image`.
 
@@ -45,8 +51,8 @@ def open_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = 
         image = Image.open(source)
     except Exception as error:
         raise _unreadable(source, name, _reason(error)) from error
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
+    limit = pixel_limit()
+    if image.width * image.height > limit:
         image.close()
         pixels = f"{image.width} x {image.height} pixels are above the limit of {limit}"
         raise _unreadable(source, name, pixels)

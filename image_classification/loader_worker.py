@@ -16,9 +16,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,13 +34,13 @@ from image_classification.augmentation import (
 )
 from image_classification.errors import DataError
 from image_classification.image_reading import (
-    FILTERS,
     decode_image,
     eval_pixels,
     open_image,
     read_image,
     train_pixels,
 )
+from image_classification.sample_reader import create_policy, seeded
 
 _PR_SET_PDEATHSIG = 1
 _OPEN_FILES = 16
@@ -63,10 +63,19 @@ class BatchRequest(NamedTuple):
     paths: bytes
 
 
-class FailedBatch(NamedTuple):
-    """Comes back instead of a batch; an exception would return with a worker's traceback."""
+class HostBatch(NamedTuple):
+    """One micro-batch in host memory.
 
-    message: str
+    Attributes:
+        images: uint8 [B, H, W, 3]; those of failures mean nothing.
+        target: int64 [B].
+        failures: Place in the batch and reason of the images that cannot be read. Texts, since
+            exceptions would return with a worker's traceback.
+    """
+
+    images: torch.Tensor
+    target: torch.Tensor
+    failures: list[tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -81,72 +90,61 @@ class BatchReader:
     preset: TrainPreset | EvalPreset
     seed: int
 
-    def __getitem__(self, request: BatchRequest) -> tuple[torch.Tensor, torch.Tensor] | FailedBatch:
-        """The batch as uint8 [B, H, W, 3] and int64 [B], or why there is none."""
+    def __getitem__(self, request: BatchRequest) -> HostBatch:
+        """Read one micro-batch."""
         size = self.preset.image_size
         images = torch.empty((len(request.indices), size, size, 3), dtype=torch.uint8)
-        try:
-            if isinstance(self.preset, TrainPreset):
-                self._read_train(self.preset, request, images.numpy())
-            else:
-                for pixels, path in zip(images.numpy(), request.paths.split(b"\0"), strict=True):
-                    pixels[...] = eval_pixels(read_image(path), self.preset)
-        except DataError as error:
-            return FailedBatch(str(error))
-        return images, torch.from_numpy(request.labels)
+        failures: list[tuple[int, str]] = []
+        if isinstance(self.preset, TrainPreset):
+            self._read_train(self.preset, request, images.numpy(), failures)
+        else:
+            for place, path in enumerate(request.paths.split(b"\0")):
+                with _noting(failures, place):
+                    images.numpy()[place] = eval_pixels(read_image(path), self.preset)
+        return HostBatch(images, torch.from_numpy(request.labels), failures)
 
     def _read_train(
-        self, preset: TrainPreset, request: BatchRequest, images: NDArray[np.uint8]
+        self,
+        preset: TrainPreset,
+        request: BatchRequest,
+        images: NDArray[np.uint8],
+        failures: list[tuple[int, str]],
     ) -> None:
-        flips = horizontal_flips(self.seed, request.epoch, request.indices, preset.flip)
-        seeds = policy_seeds(self.seed, request.epoch, request.indices)
-        policy = _create_policy(preset)
+        epoch, indices = request.epoch, request.indices
+        flips = horizontal_flips(self.seed, epoch, indices, preset.flip)
+        seeds = policy_seeds(self.seed, epoch, indices)
+        policy = create_policy(preset)
         paths = request.paths.split(b"\0")
         # A few files at a time: boxes are much cheaper together, but need the sizes.
         for start in range(0, len(paths), _OPEN_FILES):
-            group = paths[start : start + _OPEN_FILES]
             with contextlib.ExitStack() as stack:
-                opened = [stack.enter_context(open_image(path)) for path in group]
+                opened = {}
+                for place in range(start, min(start + _OPEN_FILES, len(paths))):
+                    with _noting(failures, place):
+                        opened[place] = stack.enter_context(open_image(paths[place]))
+                widths = [image.width for image in opened.values()]
+                heights = [image.height for image in opened.values()]
                 boxes = random_resized_crop_boxes(
-                    self.seed,
-                    request.epoch,
-                    request.indices[start : start + _OPEN_FILES],
-                    [image.width for image in opened],
-                    [image.height for image in opened],
-                    preset.scale,
-                    preset.ratio,
-                )
-                for i, (path, image) in enumerate(zip(group, opened, strict=True), start):
-                    seeded = _seeded(policy, int(seeds[i])) if policy is not None else None
-                    box = tuple(boxes[i - start].tolist())
-                    rgb = decode_image(image, path)
-                    images[i] = train_pixels(rgb, box, bool(flips[i]), preset, seeded)
+                    self.seed, epoch, indices[list(opened)], widths, heights,
+                    preset.scale, preset.ratio,
+                )  # fmt: skip
+                for (place, image), box in zip(opened.items(), boxes.tolist(), strict=True):
+                    one_policy = policy and seeded(policy, int(seeds[place]))
+                    with _noting(failures, place):
+                        rgb = decode_image(image, paths[place])
+                        images[place] = train_pixels(
+                            rgb, tuple(box), bool(flips[place]), preset, one_policy
+                        )
                     image.close()  # frees the pixels
 
 
-def _create_policy(preset: TrainPreset) -> Callable[[Any], Any] | None:
-    """torchvision's transform for the preset's policy, None where it has none."""
-    if preset.policy is None:
-        return None
-    from torchvision import transforms
-
-    return transforms.AutoAugment(
-        transforms.AutoAugmentPolicy.IMAGENET,
-        interpolation=transforms.InterpolationMode(FILTERS[preset.interpolation].name.lower()),
-        fill=[128, 128, 128],
-    )
-
-
-def _seeded(policy: Callable[[Any], Any], seed: int) -> Callable[[Any], Any]:
-    """`policy` with torch's CPU generator at `seed`, put back afterwards."""
-
-    def apply(image: Any) -> Any:
-        # devices=[]: the state of accelerators is neither read nor written.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return policy(image)
-
-    return apply
+@contextlib.contextmanager
+def _noting(failures: list[tuple[int, str]], place: int) -> Iterator[None]:
+    """Turn an unreadable image into an entry of `failures`."""
+    try:
+        yield
+    except DataError as error:
+        failures.append((place, str(error)))
 
 
 @dataclass(frozen=True)

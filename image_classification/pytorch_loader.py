@@ -17,11 +17,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from image_classification.augmentation import EvalPreset, TrainPreset
+from image_classification.bad_images import BadImages
 from image_classification.batch_schedule import BatchSchedule
 from image_classification.data_index import ImageIndex, printable
 from image_classification.device_feed import Batch, DeviceFeeder
 from image_classification.errors import DataError, UsageError
-from image_classification.loader_worker import BatchReader, BatchRequest, FailedBatch, WorkerSetup
+from image_classification.loader_worker import BatchReader, BatchRequest, HostBatch, WorkerSetup
+from image_classification.sample_reader import SampleReader
 
 if TYPE_CHECKING:
     from image_classification.device import Device
@@ -43,10 +45,12 @@ class PytorchLoader:
         device: The device.
         workers: Worker processes; 0 decodes in this process.
         prefetch: Batches in flight for each worker; lowered where shared memory is short.
-        local_ranks: Processes of this run on this machine, which share its shared memory.
+        world_size: Processes of this run; those on one machine share its shared memory.
+        bad: What happens to images that cannot be read.
 
     Attributes:
         notes: One-line texts about what was adapted.
+        bad: As given.
 
     Raises:
         DataError: Shared memory is too small for one batch per worker.
@@ -63,16 +67,22 @@ class PytorchLoader:
         device: Device,
         workers: int,
         prefetch: int,
-        local_ranks: int,
+        world_size: int,
+        bad: BadImages,
     ) -> None:
         self.notes: list[str] = []
+        self.bad = bad
         self._schedule = schedule
         self._feeder = feeder
-        self._requests = _Requests(index, schedule)
         if isinstance(preset, TrainPreset) and preset.policy is not None:
             require_torchvision(preset.policy)
+        self._index = index
+        self._reader = SampleReader(index, preset, schedule.seed)
+        self._requests = _Requests(index, schedule)
         options: dict[str, Any] = {}
         if workers > 0:
+            # An upper estimate where a run spans machines: it can only make the loader modest.
+            local_ranks = min(world_size, device.count) if device.is_accelerator else world_size
             batch_bytes = schedule.batch_size * (3 * preset.image_size**2 + 8)
             fitting = fitting_prefetch(workers, prefetch, batch_bytes, local_ranks)
             if fitting < prefetch:
@@ -126,10 +136,20 @@ class PytorchLoader:
         if self._loader is None:
             raise RuntimeError("this loader is closed")
         batches = _PatientIterator(self._loader, self._requests)
-        while (batch := next(batches, None)) is not None:
-            if isinstance(batch, FailedBatch):
-                raise DataError(batch.message)
-            yield batch
+        while (item := next(batches, None)) is not None:
+            request, batch = item
+            if batch.failures:
+                self._replace(request, batch)
+            yield batch.images, batch.target
+
+    def _replace(self, request: BatchRequest, batch: HostBatch) -> None:
+        """Put other images in the place of those that cannot be read."""
+        images = batch.images.numpy()
+        for place, message in batch.failures:
+            index = int(request.indices[place])
+            self.bad.record(self._index.path(index), DataError(message))
+            other = self.bad.replacement(request.epoch, index, images[place], self._reader)
+            batch.target[place] = int(self._index.labels[other])
 
 
 class _PatientIterator:
@@ -154,13 +174,12 @@ class _PatientIterator:
     def __iter__(self) -> _PatientIterator:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> tuple[BatchRequest, HostBatch]:
         started = time.perf_counter()
         while True:
             try:
                 batch = next(self._batches)
-                self._requests.in_flight.popleft()
-                return batch
+                return self._requests.in_flight.popleft(), HostBatch(*batch)
             except RuntimeError as error:
                 timed_out = "timed out after" in str(error)
                 if timed_out and time.perf_counter() - started < WORKER_TIMEOUT_S:
@@ -180,7 +199,7 @@ class _Requests:
     def __init__(self, index: ImageIndex, schedule: BatchSchedule) -> None:
         self._index = index
         self._schedule = schedule
-        self.in_flight: deque[bytes] = deque()
+        self.in_flight: deque[BatchRequest] = deque()
 
     def __len__(self) -> int:
         return len(self._schedule)
@@ -190,12 +209,13 @@ class _Requests:
         self.in_flight.clear()
         for indices in self._schedule:
             paths = b"\0".join(index.paths(indices))
-            self.in_flight.append(paths)
-            yield BatchRequest(epoch, indices, index.labels[indices], paths)
+            request = BatchRequest(epoch, indices, index.labels[indices], paths)
+            self.in_flight.append(request)
+            yield request
 
     def awaited(self) -> str:
         """Which batch comes next, for an error text."""
-        paths = self.in_flight[0].split(b"\0") if self.in_flight else [b"none"]
+        paths = self.in_flight[0].paths.split(b"\0") if self.in_flight else [b"none"]
         return f"waiting for a batch of {len(paths)} images from {printable(paths[0])} on"
 
 

@@ -13,6 +13,7 @@ from option_lab import SYNTHETIC, Lab, close, differ, shows
 from runs import write_images
 
 from image_classification import pytorch_loader
+from image_classification.fast_loader import loader
 from image_classification.loader_worker import BatchReader
 
 # ---- data ----
@@ -38,8 +39,13 @@ def data_backend(lab: Lab) -> None:
     made = lab.run(*SYNTHETIC, directory=None)
     assert made.last["classes"] == ["0", "1", "2"]
     assert differ(made.batches[0], lab.base.batches[0])
-    explicit = lab.run("--data-backend", "pytorch", "--no-checkpoints")
-    assert not differ(explicit.batches[0], lab.base.batches[0])
+    fast, pytorch = (
+        lab.run("--data-backend", name, "--no-checkpoints") for name in ("fast", "pytorch")
+    )
+    assert not differ(fast.batches[0], lab.base.batches[0])
+    # The same crops, but for the rounding of two decoders.
+    assert differ(fast.batches[0], pytorch.batches[0])
+    assert (fast.batches[0] - pytorch.batches[0]).abs().mean() < 0.05
 
 
 @shows("--dummy_test", "synthetic images, as --data-backend synthetic")
@@ -87,18 +93,47 @@ def workers(lab: Lab) -> None:
             (pids / str(os.getpid())).touch()
             return read(reader, request)
 
+        flags = ("--data-backend", "pytorch", "--prof", 2, "--training-only", "--no-checkpoints")
         with mock.patch.object(BatchReader, "__getitem__", spy):
-            done = lab.run("-j", number, "--prof", 2, "--training-only", "--no-checkpoints")
+            done = lab.run("-j", number, *flags)
         losses[number] = done.value("train.loss")
         readers[number] = {int(path.name) for path in pids.iterdir()}
     assert readers[0] == {os.getpid()}
     assert len(readers[2]) == 2 and os.getpid() not in readers[2]
     assert losses[0] == losses[2]
+    with mock.patch.object(loader, "NativeDecoder", wraps=loader.NativeDecoder) as spied:
+        lab.run("-j", 3, *flags, "--data-backend", "fast")
+    assert spied.call_args.args[0] == 3
+
+
+@shows("--max-bad", "how many unreadable images end the run")
+def max_bad(lab: Lab) -> None:
+    images = write_images(lab.folder / "bad")
+    paths = sorted((images / "train").rglob("*.jpg"))[:11]
+    for path in paths:
+        path.write_bytes(b"no image")
+    flags = ("--training-only", "--no-checkpoints")
+    text = lab.error(*flags, "--epochs", 9, "--prof", 9, directory=images, code=3)
+    assert "11 of 24 images cannot be read, more than the 10 that --max-bad allows" in text
+    done = lab.run(*flags, "--max-bad", 0.5, "--prof", 9, directory=images)
+    listed = (done.workspace / "bad_files.txt").read_text().splitlines()
+    assert {line.split("\t")[0] for line in listed} == {str(path) for path in paths}
+    assert "another image takes its place" in done.out
+
+
+@shows("--allow-bad-val", "whether an unreadable validation image ends the run")
+def allow_bad_val(lab: Lab) -> None:
+    images = write_images(lab.folder / "bad_val")
+    bad = sorted((images / "val").rglob("*.jpg"))[0]
+    bad.write_bytes(b"no image")
+    assert f"cannot read image {bad}" in lab.error(directory=images, code=3)
+    done = lab.run("--allow-bad-val", directory=images)
+    assert str(bad) in (done.workspace / "bad_files.txt").read_text()
 
 
 @shows("--prefetch", "batches in flight per worker: the loader's setting, a note where memory ends")
 def prefetch(lab: Lab) -> None:
-    flags = ("-j", 1, "--training-only", "--no-checkpoints")
+    flags = ("-j", 1, "--training-only", "--no-checkpoints", "--data-backend", "pytorch")
     free = 5 * 4 * (3 * 32 * 32 + 8)  # five batches: two are elsewhere, three fit
     notes, factors = {}, {}
     for number in (3, 8):

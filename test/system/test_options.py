@@ -264,10 +264,8 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --run-name ..", "--run-name '..': must be a name without folders"),
         ("DIR --checkpoint model_best.pth.tar",
          "--checkpoint-filename, --raport-file, model_best.pth.tar and metrics.jsonl must differ"),
-        ("DIR --data-backend fast", "--data-backend fast is not available in this version; use "
-         "pytorch"),
         ("DIR --data-backend dali-mlu", "--data-backend dali-mlu is not available in this "
-         "version; use pytorch"),
+         "version; use fast"),
     ],
 )  # fmt: skip
 def test_a_bad_option_is_one_line(line: str, text: str) -> None:
@@ -379,10 +377,10 @@ def test_the_recipe_of_the_original_scripts_arrives() -> None:
     assert notes == ["--pyamp is --amp here"]
 
 
-@pytest.mark.parametrize("backend", ["dali-cpu", "dali-gpu", "dali-mlu", "fast"])
+@pytest.mark.parametrize("backend", ["dali-cpu", "dali-gpu", "dali-mlu"])
 def test_other_loaders_are_one_clear_error(backend: str) -> None:
     assert problems("DIR", *NGC.split(), "--data-backend", backend) == [
-        f"--data-backend {backend} is not available in this version; use pytorch"
+        f"--data-backend {backend} is not available in this version; use fast"
     ]
 
 

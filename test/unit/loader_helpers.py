@@ -36,6 +36,9 @@ class HostDevice:
     def side_stream(self) -> None:
         return None
 
+    def record_event(self, stream: object) -> None:
+        return None
+
 
 class StreamDevice(HostDevice):
     """A device with streams that writes down what it is told, in order."""
@@ -58,6 +61,19 @@ class StreamDevice(HostDevice):
 
     def record_stream(self, tensor: torch.Tensor) -> None:
         self.calls.append("record")
+
+    def record_event(self, stream: str) -> StreamEvent:
+        return StreamEvent(self.calls)
+
+
+class StreamEvent:
+    """Marks a place among the calls of a StreamDevice."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
+
+    def synchronize(self) -> None:
+        self._calls.append("wait for copy")
 
 
 def write_colours(root: Path) -> ImageIndex:

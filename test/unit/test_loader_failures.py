@@ -20,6 +20,7 @@ from PIL import Image
 
 from image_classification import loader_worker, pytorch_loader
 from image_classification.augmentation import TrainPreset
+from image_classification.bad_images import BadImages
 from image_classification.data_index import ImageIndex
 from image_classification.dataloaders import BACKENDS, SyntheticIndex
 from image_classification.datasets import load_splits
@@ -56,7 +57,8 @@ def broken(tmp_path: Path, spoil: Callable[[Path], object]) -> ImageIndex:
     ids=["truncated", "empty", "text", "missing"],
 )
 def test_broken_image_is_named_in_one_line(tmp_path, spoil, reason, workers, preset) -> None:
-    loader = make(broken(tmp_path, spoil), preset, global_batch=4, workers=workers)
+    bad = BadImages(4, tolerated=False)
+    loader = make(broken(tmp_path, spoil), preset, global_batch=4, workers=workers, bad=bad)
     with pytest.raises(DataError, match=f"cannot read image .*/3.jpg: .*{reason}") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
@@ -67,7 +69,8 @@ def test_broken_image_is_named_in_one_line(tmp_path, spoil, reason, workers, pre
 def test_decompression_bomb_is_an_error(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90 * 70)
     big = Image.new("RGB", (100, 100))
-    loader = make(broken(tmp_path, lambda path: big.save(path)), global_batch=4)
+    index = broken(tmp_path, lambda path: big.save(path))
+    loader = make(index, global_batch=4, bad=BadImages(4, tolerated=False))
     with pytest.raises(DataError, match=r"3.jpg: 100 x 100 pixels are above the limit of 6300"):
         list(loader)
 

@@ -1,0 +1,145 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the C++ core of the fast loader: one shared library, no headers of Python or torch.
+
+    python -m image_classification.fast_loader.build
+
+The library lies beside this file, or in the user's cache folder where that cannot be written. Its
+name holds a hash of the sources, so that a changed source is never run with an old library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "csrc"
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+_AVX2_FLAGS = ("-mavx2", "-mbmi", "-mbmi2", "-mmovbe")
+# Chosen at run time; all other files run on any processor of their kind.
+KERNEL_FLAGS = {
+    "kernels_avx2": _AVX2_FLAGS,
+    "kernels_avx512": (*_AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi"),
+}
+
+
+class BuildError(Exception):
+    """The core could not be compiled; the text is one line with the cure."""
+
+
+def library_name() -> str:
+    """Name of the library that belongs to the sources on this kind of machine."""
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return f"libfast_loader-{platform.machine()}-{digest.hexdigest()[:12]}.so"
+
+
+def library_folders() -> list[Path]:
+    """Where the library may lie, the first choice first."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return [Path(__file__).parent / "build", Path(cache) / "image_classification"]
+
+
+def find_library() -> Path | None:
+    """The library, if it has been compiled."""
+    name = library_name()
+    return next((path / name for path in library_folders() if (path / name).is_file()), None)
+
+
+def find_compiler() -> str:
+    """The C++ compiler: CXX, else the first one on the PATH.
+
+    Raises:
+        BuildError: There is none.
+    """
+    for name in (os.environ.get("CXX"), *COMPILERS):
+        if name and (path := shutil.which(name)):
+            return path
+    raise BuildError(
+        "no C++ compiler found; install one (Debian, Ubuntu: apt-get install g++) or set CXX"
+    )
+
+
+def build() -> Path:
+    """Compile the core, unless that has been done.
+
+    Returns:
+        Path of the library.
+
+    Raises:
+        BuildError: No compiler, the compiler failed, or no folder can be written.
+    """
+    if (library := find_library()) is not None:
+        return library
+    compiler = find_compiler()
+    folder = _writable_folder()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
+        objects = _compile(compiler, Path(scratch))
+        made = Path(scratch) / library_name()
+        _run([compiler, "-shared", "-pthread", "-o", str(made), *map(str, objects)])
+        target = folder / made.name
+        os.replace(made, target)  # at once: a second start never sees half a library
+    for old in folder.glob(f"libfast_loader-{platform.machine()}-*.so"):
+        if old != target:
+            old.unlink(missing_ok=True)
+    return target
+
+
+def _writable_folder() -> Path:
+    folders = library_folders()
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise BuildError(f"neither {folders[0]} nor {folders[1]} can be written")
+
+
+def _compile(compiler: str, scratch: Path) -> list[Path]:
+    """The object files, made on as many cores as there are."""
+    sources = sorted(SOURCES.glob("*.cpp"))
+    objects = [scratch / f"{source.stem}.o" for source in sources]
+    kernel_flags = KERNEL_FLAGS if platform.machine() in ("x86_64", "AMD64") else {}
+    commands = [
+        [compiler, *FLAGS, *kernel_flags.get(source.stem, ()), "-c", str(source), "-o", str(made)]
+        for source, made in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_run, commands))
+    return objects
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line]
+        reason = lines[0] if lines else f"exit code {done.returncode}"
+        raise BuildError(f"{command[0]} failed: {reason}; it must know C++17 (g++ 8 or newer)")
+
+
+def main() -> int:
+    """The command: prints where the library lies, or why there is none."""
+    try:
+        print(build())
+    except BuildError as error:
+        print(f"fast loader: not built: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

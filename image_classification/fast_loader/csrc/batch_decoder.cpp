@@ -1,0 +1,161 @@
+// SPDX-FileCopyrightText: The image classification package authors
+// SPDX-License-Identifier: Apache-2.0
+#include "batch_decoder.h"
+
+#include <cerrno>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "image_file.h"
+#include "jpeg_header.h"
+
+namespace fast_loader {
+
+// Larger buffers go back to the system.
+constexpr size_t kMaxSpareBytes = 1 << 20;
+
+BatchDecoder::BatchDecoder(int threads, const Kernels& kernels) : kernels_(kernels) {
+    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+}
+
+BatchDecoder::~BatchDecoder() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        closing_ = true;
+    }
+    work_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+}
+
+void BatchDecoder::submit(Batch& batch) {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        batch.next = batch.finished = 0;
+        if (!batch.images.empty()) queue_.push_back(&batch);
+    }
+    work_.notify_all();
+}
+
+void BatchDecoder::wait(Batch& batch) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [&] { return batch.finished == batch.images.size() || closing_; });
+}
+
+// Reads the file into a buffer of one that has been decoded: fresh memory costs a page fault each
+// 4 KiB.
+void BatchDecoder::load(Image& image) {
+    if (!image.in_memory) {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            if (!spare_.empty()) {
+                image.content = std::move(spare_.back());
+                spare_.pop_back();
+            }
+        }
+        image.status = read_file(image.path.c_str(), image.content, image.size);
+        image.error = image.status == Status::kCannotRead ? errno : 0;
+    }
+    if (image.status == Status::kOk)
+        image.status = read_size(image.content.data(), image.size, image.width, image.height);
+}
+
+void BatchDecoder::recycle(ByteBuffer& buffer) {
+    if (buffer.capacity() > kMaxSpareBytes) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    spare_.push_back(std::move(buffer));
+}
+
+void BatchDecoder::work() {
+    // On the heap: their tables are larger than a small thread's stack should bear.
+    const auto a = std::make_unique<CropDecoder>(kernels_);
+    const auto b = std::make_unique<CropDecoder>(kernels_);
+    for (;;) {
+        Task task;
+        if (!take(task, false, true)) return;
+        if (task.batch->decoding) {
+            decode_queue(task, *a, *b);
+        } else {
+            load(*task.image);
+            finish(task);
+        }
+    }
+}
+
+// Takes the first image of the queue. Without may_wait only one that is to be decoded, if there is
+// one at the front. Returns whether there is a task.
+bool BatchDecoder::take(Task& task, bool decoding, bool may_wait) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (may_wait) work_.wait(lock, [&] { return !queue_.empty() || closing_; });
+    if (closing_ || queue_.empty()) return false;
+    Batch* batch = queue_.front();
+    if (decoding && !batch->decoding) return false;
+    task = {batch, &batch->images[batch->next]};
+    if (++batch->next == batch->images.size()) queue_.pop_front();
+    return true;
+}
+
+void BatchDecoder::finish(const Task& task) {
+    bool last;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        last = ++task.batch->finished == task.batch->images.size();
+    }
+    if (last) done_.notify_all();
+}
+
+// Prepares `task`, or the next one that can be prepared. Returns false when there is none.
+bool BatchDecoder::start_next(Task& task, CropDecoder& decoder) {
+    while (task.image != nullptr) {
+        Image& image = *task.image;
+        if (image.status == Status::kOk && !image.skipped) {
+            try {
+                image.status = decoder.start(image.content.data(), image.size, image.request);
+            } catch (const std::bad_alloc&) {
+                image.status = Status::kOutOfMemory;
+            }
+        }
+        if (image.status == Status::kOk && !image.skipped) return true;
+        finish(task);
+        task = {};
+        if (!take(task, true, false)) return false;
+    }
+    return false;
+}
+
+// Decodes as long as decoding is at the front of the queue, two images in turns.
+void BatchDecoder::decode_queue(Task first, CropDecoder& a, CropDecoder& b) {
+    struct Seat {
+        CropDecoder& decoder;
+        Task task;
+        bool runs;
+    };
+    Seat seats[2] = {{a, first, false}, {b, {}, false}};
+    seats[0].runs = start_next(seats[0].task, a);
+    for (;;) {
+        for (Seat& seat : seats) {
+            if (seat.runs) continue;
+            seat.task = {};
+            seat.runs = take(seat.task, true, false) && start_next(seat.task, seat.decoder);
+        }
+        if (seats[0].runs && seats[1].runs) {
+            kernels_.decode_two(a.lane(), b.lane());
+        } else if (seats[0].runs) {
+            kernels_.decode_one(a.lane());
+        } else if (seats[1].runs) {
+            kernels_.decode_one(b.lane());
+        } else {
+            return;
+        }
+        for (Seat& seat : seats) {
+            if (!seat.runs || !seat.decoder.lane().stopped()) continue;
+            seat.runs = seat.decoder.advance();
+            if (seat.runs) continue;
+            seat.task.image->status = seat.decoder.status();
+            if (seat.decoder.status() == Status::kOk) recycle(seat.task.image->content);
+            finish(seat.task);
+        }
+    }
+}
+
+}  // namespace fast_loader

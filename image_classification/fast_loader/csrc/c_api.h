@@ -1,0 +1,63 @@
+// SPDX-FileCopyrightText: The image classification package authors
+// SPDX-License-Identifier: Apache-2.0
+// The interface to Python: plain C, called through ctypes, which releases the interpreter's lock.
+#pragma once
+
+#include <cstdint>
+
+#define FAST_LOADER_API extern "C" __attribute__((visibility("default")))
+
+namespace fast_loader {
+class BatchDecoder;
+struct Batch;
+}  // namespace fast_loader
+
+// One crop; see CropRequest. Filter: 0 bilinear, 1 bicubic.
+struct FastLoaderCrop {
+    double left, top, right, bottom;
+    int32_t bound_left, bound_top, bound_right, bound_bottom;
+    int32_t filter, flip;
+};
+
+// Changes whenever a function or a structure here does.
+FAST_LOADER_API int32_t fast_loader_version();
+
+// Names of the instruction sets that can be used here, fastest first, separated by spaces.
+FAST_LOADER_API const char* fast_loader_kernels();
+
+// Starts threads. An empty name takes the fastest kernels. Returns null for an unknown name or
+// where the threads cannot be started.
+FAST_LOADER_API fast_loader::BatchDecoder* fast_loader_open(int32_t threads, const char* kernels);
+
+// Ends the threads; no batch may be under way.
+FAST_LOADER_API void fast_loader_close(fast_loader::BatchDecoder* decoder);
+
+// Starts to read `count` files. Path i is paths[offsets[i] .. offsets[i + 1]). Returns null when out
+// of memory.
+FAST_LOADER_API fast_loader::Batch* fast_loader_load(fast_loader::BatchDecoder* decoder,
+                                                     int64_t count, const char* paths,
+                                                     const int64_t* offsets);
+
+// The same for files in memory; they are copied.
+FAST_LOADER_API fast_loader::Batch* fast_loader_load_bytes(fast_loader::BatchDecoder* decoder,
+                                                           int64_t count, const uint8_t* bytes,
+                                                           const int64_t* offsets);
+
+// Waits for the current stage and tells each image's size (after loading), status and errno.
+FAST_LOADER_API void fast_loader_wait(fast_loader::BatchDecoder* decoder,
+                                      fast_loader::Batch* batch, int32_t* widths, int32_t* heights,
+                                      int32_t* statuses, int32_t* errors);
+
+// Starts to decode a loaded batch into output, uint8 [count, height, width, 3]. Images whose skip
+// is not 0 are left out. Nothing else may touch output until fast_loader_wait has returned.
+FAST_LOADER_API void fast_loader_decode(fast_loader::BatchDecoder* decoder,
+                                        fast_loader::Batch* batch, const FastLoaderCrop* crops,
+                                        const uint8_t* skip, int32_t width, int32_t height,
+                                        uint8_t* output);
+
+// The content of a loaded file, valid until the batch is freed.
+FAST_LOADER_API const uint8_t* fast_loader_content(const fast_loader::Batch* batch, int64_t image,
+                                                   int64_t* size);
+
+// Frees a batch whose last stage has been waited for.
+FAST_LOADER_API void fast_loader_free(fast_loader::Batch* batch);

@@ -1,0 +1,20 @@
+// SPDX-FileCopyrightText: The image classification package authors
+// SPDX-License-Identifier: Apache-2.0
+// The kernels for AVX-512. build.py compiles this file for it.
+#if defined(__x86_64__)
+// clang-format off: I16 comes first
+#include "simd_avx512.h"
+#include "entropy.inl"
+#include "kernels.inl"
+// clang-format on
+
+namespace fast_loader {
+
+extern const Kernels kAvx512Kernels = {
+    "avx512",     I16::kLanes, begin_lane,     decode_one,
+    decode_two, inverse_dct, resize_columns, write_line,
+};
+
+}  // namespace fast_loader
+
+#endif  // __x86_64__

@@ -1,0 +1,20 @@
+// SPDX-FileCopyrightText: The image classification package authors
+// SPDX-License-Identifier: Apache-2.0
+// The kernels for NEON, which every 64-bit ARM processor has.
+#if defined(__aarch64__)
+// clang-format off: I16 comes first
+#include "simd_neon.h"
+#include "entropy.inl"
+#include "kernels.inl"
+// clang-format on
+
+namespace fast_loader {
+
+extern const Kernels kNeonKernels = {
+    "neon",     I16::kLanes, begin_lane,     decode_one,
+    decode_two, inverse_dct, resize_columns, write_line,
+};
+
+}  // namespace fast_loader
+
+#endif  // __aarch64__

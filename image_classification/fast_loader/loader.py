@@ -1,0 +1,297 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""The "fast" backend: the C++ core's threads fill reusable batch buffers in this process.
+
+A batch goes through three stages: its files are read, which tells the image sizes; the crops are
+drawn here, by the same functions as for every other backend; then the images are decoded. Several
+batches are under way at any time, so that the threads never wait for this side. What the core does
+not decode (anything but baseline JPEG) is read by Pillow in a few Python threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from image_classification.augmentation import (
+    EvalPreset,
+    TrainPreset,
+    center_crop_boxes,
+    horizontal_flips,
+    random_resized_crop_boxes,
+)
+from image_classification.bad_images import BadImages
+from image_classification.batch_schedule import BatchSchedule
+from image_classification.data_index import ImageIndex
+from image_classification.device_feed import Batch, DeviceFeeder
+from image_classification.errors import DataError
+from image_classification.fast_loader.native import (
+    CROP,
+    FILTER_NUMBERS,
+    NativeBatch,
+    NativeDecoder,
+    Status,
+)
+from image_classification.image_reading import pixel_limit
+from image_classification.sample_reader import SampleReader
+
+if TYPE_CHECKING:
+    from image_classification.device import Device
+
+
+class FastLoader:
+    """Yields normalised batches on the device; see `dataloaders.Loader` for the contract.
+
+    Args:
+        index: The images.
+        preset: How they are prepared; without a policy.
+        schedule: Which of them this rank gets, and in which order.
+        feeder: Copies to the device and normalises.
+        device: The device.
+        threads: Threads that read and decode; 0 takes one.
+        prefetch: Batches that are decoded ahead of the consumer, >= 1.
+        bad: What happens to images that cannot be read.
+        kernels: Instruction set of the core; by default the fastest.
+
+    Attributes:
+        notes: One-line texts about what was adapted.
+        bad: As given.
+        fallbacks: Images that Pillow has read so far.
+
+    Raises:
+        RuntimeError: The core is not built.
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        preset: TrainPreset | EvalPreset,
+        *,
+        schedule: BatchSchedule,
+        feeder: DeviceFeeder,
+        device: Device,
+        threads: int,
+        prefetch: int,
+        bad: BadImages,
+        kernels: str = "",
+    ) -> None:
+        self.notes: list[str] = []
+        self.bad = bad
+        self.fallbacks = 0
+        self._schedule = schedule
+        self._feeder = feeder
+        self._prefetch = prefetch
+        threads = max(threads, 1)
+        self._index = index
+        self._preset = preset
+        self._reader = SampleReader(index, preset, schedule.seed)
+        self._ring = _Ring(schedule.batch_size, preset.image_size, device)
+        self._decoder: NativeDecoder | None = NativeDecoder(threads, kernels)
+        self._python_threads = ThreadPoolExecutor(threads, "pillow")
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch over all ranks, as used."""
+        return self._schedule.num_samples
+
+    def set_position(self, epoch: int, samples: int) -> None:
+        """See `BatchSchedule.set_position`."""
+        self._schedule.set_position(epoch, samples)
+
+    def __len__(self) -> int:
+        """Batches that this rank yields from the current position to the end of the epoch."""
+        return len(self._schedule)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the rest of the epoch; after its last batch the next epoch is the position."""
+        yield from self._feeder(self._host_batches(), self._ring.copied)
+        self._schedule.advance()
+
+    def close(self) -> None:
+        """End the threads; the loader yields nothing afterwards."""
+        decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            decoder.close()
+            self._python_threads.shutdown(cancel_futures=True)
+
+    def _host_batches(self) -> Iterator[Batch]:
+        if self._decoder is None:
+            raise RuntimeError("this loader is closed")
+        requests = iter(self._schedule)
+        loading: deque[_Work] = deque()
+        decoding: deque[_Work] = deque()
+        finishing: deque[_Work] = deque()
+        try:
+            while True:
+                # Two more are read than decoded: their sizes are known when their turn comes.
+                while len(loading) < 2 and (indices := next(requests, None)) is not None:
+                    loading.append(self._load(indices))
+                if loading and len(decoding) <= self._prefetch:
+                    decoding.append(self._decode(loading.popleft()))
+                    continue
+                if not decoding:
+                    return
+                finishing.append(decoding.popleft())
+                batch = self._finish(finishing[0])
+                finishing.clear()
+                yield batch
+        finally:
+            for work in (*loading, *decoding, *finishing):  # an abandoned epoch, or an error
+                self._abandon(work)
+
+    def _load(self, indices: NDArray[np.int64]) -> _Work:
+        assert self._decoder is not None
+        paths = self._index.paths(indices)
+        return _Work(self._schedule.epoch, indices, self._decoder.load(paths))
+
+    def _decode(self, work: _Work) -> _Work:
+        """Draw the crops and start to decode; the sizes must be there soon."""
+        batch = work.native
+        batch.wait()
+        work.slot = self._ring.take()
+        output = work.slot.images.numpy()[: len(batch)]
+        known = batch.statuses == Status.OK
+        known &= batch.widths.astype(np.int64) * batch.heights <= pixel_limit()
+        crops = self._draw(work, known)
+        for i in np.flatnonzero(~known):
+            work.python[i] = self._python_threads.submit(
+                self._reader.read, work.epoch, int(work.indices[i]), output[i]
+            )
+        batch.decode(crops, ~known, output)
+        return work
+
+    def _draw(self, work: _Work, known: NDArray[np.bool_]) -> NDArray[np.void]:
+        """The crops of a batch as CROP [N]; where the size is not known they mean nothing."""
+        widths = np.where(known, work.native.widths, 1)
+        heights = np.where(known, work.native.heights, 1)
+        crops = np.zeros(len(work.indices), dtype=CROP)
+        preset, seed, epoch = self._preset, self._schedule.seed, work.epoch
+        if isinstance(preset, TrainPreset):
+            boxes = random_resized_crop_boxes(
+                seed, epoch, work.indices, widths, heights, preset.scale, preset.ratio
+            )
+            # The resize sees the crop alone: it is cut out first.
+            crops["box"] = crops["bounds"] = boxes
+            crops["flip"] = horizontal_flips(seed, epoch, work.indices, preset.flip)
+        else:
+            crops["box"] = center_crop_boxes(widths, heights, preset.image_size, preset.resize_size)
+            crops["bounds"][:, 2], crops["bounds"][:, 3] = widths, heights
+        crops["filter"] = FILTER_NUMBERS[preset.interpolation]
+        return crops
+
+    def _finish(self, work: _Work) -> Batch:
+        """Wait for a batch, repair what has failed and hand it out."""
+        assert work.slot is not None
+        work.native.wait()
+        output = work.slot.images.numpy()
+        indices = work.indices.copy()
+        for i in np.flatnonzero(work.native.statuses != Status.OK):
+            if i not in work.python:
+                # Damaged, or beyond the core's scope in a way that only decoding shows.
+                work.python[i] = self._python_threads.submit(
+                    self._reader.read, work.epoch, int(indices[i]), output[i]
+                )
+        for i, future in sorted(work.python.items()):
+            try:
+                future.result()
+                self.fallbacks += 1
+            except DataError as error:
+                indices[i] = self._replace(work.epoch, int(indices[i]), output[i], error)
+        work.native.free()
+        size = len(indices)
+        target = self._ring.target(work.slot, self._index.labels[indices])
+        self._ring.hand_out(work.slot)
+        return work.slot.images[:size], target
+
+    def _replace(self, epoch: int, index: int, output: NDArray[np.uint8], error: DataError) -> int:
+        self.bad.record(self._index.path(index), error)
+        return self.bad.replacement(epoch, index, output, self._reader)
+
+    def _abandon(self, work: _Work) -> None:
+        for future in work.python.values():
+            future.cancel()
+        for future in work.python.values():
+            if not future.cancelled():
+                future.exception()  # waits: it writes into the slot
+        work.native.free()
+        if work.slot is not None:
+            self._ring.give_back(work.slot)
+
+
+@dataclass
+class _Work:
+    """A batch under way. `python`: the images that Pillow reads, by their place in the batch."""
+
+    epoch: int
+    indices: NDArray[np.int64]
+    native: NativeBatch
+    slot: _Slot | None = None
+    python: dict[Any, Future[None]] = field(default_factory=dict)
+
+
+@dataclass
+class _Slot:
+    """Memory of one batch. `copied`: the event after which the device does not read it any more."""
+
+    images: torch.Tensor
+    targets: torch.Tensor | None
+    copied: Any | None = None
+
+
+class _Ring:
+    """Batch buffers that are used again and again, pinned where the device can pin memory.
+
+    A slot that was handed out returns when the feeder has queued its copy, together with the event
+    that marks the end of that copy; whoever takes it next waits for the event.
+    """
+
+    def __init__(self, batch_size: int, image_size: int, device: Device) -> None:
+        self._shape = (batch_size, image_size, image_size, 3)
+        self._device = device
+        self._free: deque[_Slot] = deque()
+        self._handed_out: deque[_Slot] = deque()
+
+    def take(self) -> _Slot:
+        """A slot that nobody reads or writes."""
+        if not self._free:
+            return self._make()
+        slot = self._free.popleft()
+        if slot.copied is not None:
+            slot.copied.synchronize()
+            slot.copied = None
+        return slot
+
+    def _make(self) -> _Slot:
+        images = torch.empty(self._shape, dtype=torch.uint8)
+        if not self._device.can_pin_memory:
+            return _Slot(images, None)
+        targets = torch.empty(self._shape[0], dtype=torch.int64)
+        return _Slot(self._device.pin_memory(images), self._device.pin_memory(targets))
+
+    def target(self, slot: _Slot, labels: NDArray[np.int64]) -> torch.Tensor:
+        """The labels as int64 [N], in the slot where that is pinned."""
+        target = torch.from_numpy(labels)
+        if slot.targets is None:
+            return target
+        return slot.targets[: len(labels)].copy_(target)
+
+    def hand_out(self, slot: _Slot) -> None:
+        """The slot goes to the feeder."""
+        self._handed_out.append(slot)
+
+    def copied(self, event: Any | None) -> None:
+        """The oldest slot that was handed out is free after `event` (None: now)."""
+        slot = self._handed_out.popleft()
+        slot.copied = event
+        self._free.append(slot)
+
+    def give_back(self, slot: _Slot) -> None:
+        """A slot that was not handed out is free now."""
+        self._free.append(slot)
