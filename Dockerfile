@@ -12,4 +12,6 @@ COPY requirements*.txt ./
 COPY scripts/setup_env.sh scripts/
 RUN bash scripts/setup_env.sh --sample --in-place
 COPY . .
+# Again, now for the code: compiles the fast data loader where the image has a compiler.
+RUN bash scripts/setup_env.sh --sample --in-place
 CMD ["/bin/bash"]

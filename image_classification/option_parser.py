@@ -49,9 +49,10 @@ class OptionParser(argparse.ArgumentParser):
         name = word.split("=")[0]
         options = list(self._option_string_actions) if name.startswith("-") else []
         near = [option for option in options if option.startswith(name)]
-        # Of equally similar names the one that begins like the word: --bach is --batch-size.
+        # What begins like the word need not be as similar as what does not: --bach, --batch-size.
         alike = difflib.get_close_matches(name, options, n=5, cutoff=0.5)
-        near = near or [option for option in alike if option.startswith(name[:4])] or alike
+        near = near or [option for option in alike if option.startswith(name[:4])]
+        near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.7)
         return f"unknown argument {word!r}; " + (f"did you mean {near[0]}?" if near else "see -h")
 
     def _drop(self, words: list[str], names: list[str]) -> bool:

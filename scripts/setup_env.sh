@@ -232,6 +232,13 @@ install_all() {
     install "${arguments[@]}" || fail "${files[*]} could not be installed into $python, see above"
 }
 
+# build_loader PYTHON: compiles the fast data loader (seconds, once); without it all else works.
+build_loader() {
+    [ -f image_classification/fast_loader/build.py ] || return 0 # an image gets the code later
+    "$1" -m image_classification.fast_loader.build >/dev/null ||
+        say "the slower pytorch loader will read the images"
+}
+
 base="" shared="" python=$ROOT/$venv/bin/python
 if [ -n "$in_place" ]; then
     export PIP_BREAK_SYSTEM_PACKAGES=1 UV_BREAK_SYSTEM_PACKAGES=1
@@ -250,6 +257,7 @@ else
         shared=yes
         if [ -z "$(missing "$base" - "${files[@]}")" ]; then
             say "using $base, which has PyTorch and all else"
+            build_loader "$base"
             echo "$base"
             exit 0
         fi
@@ -266,4 +274,5 @@ if [ -n "$in_place" ] || ! grep -qxF "$key" "$stamp" 2>/dev/null; then
     if [ -z "$in_place" ]; then echo "$key" >>"$stamp"; fi
     say "ready: $python"
 fi
+build_loader "$python"
 echo "$python"

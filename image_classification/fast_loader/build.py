@@ -10,6 +10,7 @@ name holds a hash of the sources, so that a changed source is never run with an 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -78,7 +79,8 @@ def build() -> Path:
     Raises:
         BuildError: No compiler, the compiler failed, or no folder can be written.
     """
-    if (library := find_library()) is not None:
+    library = find_library()
+    if library is not None and _loads(library):
         return library
     compiler = find_compiler()
     folder = _writable_folder()
@@ -92,6 +94,15 @@ def build() -> Path:
         if old != target:
             old.unlink(missing_ok=True)
     return target
+
+
+def _loads(library: Path) -> bool:
+    """Whether it was made for this system: a folder may be shared by several."""
+    try:
+        ctypes.CDLL(os.fspath(library))
+    except OSError:
+        return False
+    return True
 
 
 def _writable_folder() -> Path:

@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from runs import ROOT, checkpoint, rows, run_main, same, values, write_images
+from runs import ROOT, checkpoint, environment, rows, run_main, same, values, write_images
 
 SMALL = ("--arch", "resnet18", "--image-size", 32, "-b", 4, "-j", 0, "--device", "cpu", "-p", 2,
          "--lr", 0.01, "--seed", 7)  # fmt: skip
@@ -178,3 +182,72 @@ def test_the_main_job_leaves_git_status_clean(images: Path) -> None:
     import shutil
 
     shutil.rmtree(produced)
+
+
+def test_a_resumed_run_stays_in_its_own_folder(images: Path, tmp_path: Path) -> None:
+    """Neither --resume nor --evaluate without --workspace touches another run."""
+    short = (*SMALL, "--iters", 2, "--training-only")
+    first, second = ("--run-name", f"own-{tmp_path.name}"), tmp_path / "second"
+    try:
+        run_main(images, *short, *first, "--epochs", 1)
+        run_main(images, *short, "--epochs", 2, "--run-epochs", 1, "--workspace", second)
+        models = {path: path.read_bytes() for path in ROOT.glob(f"models/own-{tmp_path.name}*/*")}
+        last = second / "checkpoint.pth.tar"
+        run_main(images, *short, *first, "--epochs", 2, "--resume", last)
+        run_main(images, *SMALL, "--evaluate", "--resume", last)
+        assert checkpoint(last)["epoch"] == 2
+        assert len(rows(second, "summary")) >= 2
+        found = {path: path.read_bytes() for path in ROOT.glob(f"models/own-{tmp_path.name}*/*")}
+        assert found == models and models
+    finally:
+        for folder in ROOT.glob(f"models/own-{tmp_path.name}*"):
+            shutil.rmtree(folder)
+
+
+def test_evaluation_takes_the_preprocessing_of_the_checkpoint(
+    images: Path, tmp_path: Path
+) -> None:
+    run_main(images, *SMALL, "--epochs", 1, "--interpolation", "bicubic", "--val-resize", 50,
+             "--workspace", tmp_path)  # fmt: skip
+    plain = ("--image-size", 32, "-b", 4, "--device", "cpu", "--seed", 7, "--evaluate")
+    run_main(images, *plain, "--resume", tmp_path / "checkpoint.pth.tar")
+    other = tmp_path / "other"
+    run_main(images, *plain, "--interpolation", "bilinear", "--workspace", other,
+             "--resume", tmp_path / "checkpoint.pth.tar")  # fmt: skip
+    trained = values(tmp_path, "epoch", "val.loss")[-1]
+    assert values(tmp_path, "summary", "val.loss")[-1] == trained
+    assert values(other, "summary", "val.loss")[-1] != trained
+
+
+def test_a_run_that_has_stopped_early_is_done(images: Path, tmp_path: Path) -> None:
+    flags = (*SMALL, "--lr", 0, "--early-stopping-patience", 1, "--epochs", 8, "--iters", 1,
+             "--workspace", tmp_path)  # fmt: skip
+    assert "early stop" in run_main(images, *flags).stdout
+    saved = (tmp_path / "checkpoint.pth.tar").read_bytes()
+    assert "nothing left to do: 2 of 8" in run_main(images, *flags, "--resume", "auto").stdout
+    assert (tmp_path / "checkpoint.pth.tar").read_bytes() == saved
+
+
+def test_ctrl_c_is_one_line(images: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "main.py"), str(images), *map(str, SMALL), "--epochs",
+               "500", "--workspace", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    assert process.stdout is not None
+    while "Epoch: 1 " not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "main.py: interrupted; --resume auto goes on after the last whole epoch\n"
+    messages = [row["data"] for row in rows(tmp_path, "message")]
+    assert messages[-1] == {"level": "error", "text": "KeyboardInterrupt"}
+
+
+def test_one_image_per_batch_is_too_few_for_batch_norm(images: Path, tmp_path: Path) -> None:
+    done = run_main(images, *SMALL, "-b", 1, "--workspace", tmp_path / "w", expect=2)
+    assert done.stderr == (
+        "main.py: error: --batch-size 1 leaves BatchNorm one value per channel at image size 32: "
+        "use 2 or more\n"
+    )
