@@ -56,7 +56,16 @@ Status CropDecoder::start(const uint8_t* data, size_t size, const CropRequest& r
     lane_.coefficients = coefficients_.data();
     lane_.components = scan_components_.data();
     begin_stretch();
+    if (lane_.damaged) fail();
     return status_;
+}
+
+// A damaged lane. What ends too early in the last interval is a file that was cut off.
+bool CropDecoder::fail() {
+    const bool overrun = lane_.position > lane_.limit;
+    const bool last = interval_ + 1 == scan_.intervals();
+    status_ = overrun && last ? Status::kTruncated : Status::kCorrupt;
+    return false;
 }
 
 Status CropDecoder::plan(const CropRequest& request) {
@@ -192,12 +201,7 @@ void CropDecoder::begin_stretch() {
 }
 
 bool CropDecoder::advance() {
-    if (lane_.damaged) {
-        status_ = lane_.position > lane_.limit && interval_ + 1 == scan_.intervals()
-                      ? Status::kTruncated
-                      : Status::kCorrupt;
-        return false;
-    }
+    if (lane_.damaged) return fail();
     if (mcu_ == mcus_per_row_) {
         if (row_ >= first_row_) {
             for (int i = 0; i < header_.num_components; ++i) {
@@ -226,7 +230,7 @@ bool CropDecoder::advance() {
         for (ScanComponent& component : scan_components_) component.prediction = 0;
     }
     begin_stretch();
-    return true;
+    return lane_.damaged ? fail() : true;
 }
 
 // One row of blocks becomes lines of the plane's strip; a full strip becomes lines of its ring.

@@ -74,6 +74,7 @@ private:
     void prepare_plane(Plane& plane, const Component& component);
     void prepare_targets();
     void begin_stretch();
+    bool fail();
     void transform_row(Plane& plane, int block_row, const int16_t* blocks);
     void write_lines();
 

@@ -155,7 +155,7 @@ inline bool is_skipped(const Cursor& cursor) { return cursor.block == nullptr; }
     ++lane.target;
     if (lane.stopped()) return true;
     start_block(lane, cursor);
-    return false;
+    return lane.damaged;
 }
 
 void begin_lane(Lane& lane) {
