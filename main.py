@@ -433,6 +433,11 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
     return [line for broken, line in rules if broken]
 
 
+# ------------------------------------------------------------------------------------------------
+# What the options mean for the parts of a run
+# ------------------------------------------------------------------------------------------------
+
+
 def run_files(args: argparse.Namespace) -> list[str]:
     """The files by which a run's folder is known, its last checkpoint first."""
     return [args.checkpoint_filename, BEST_NAME, args.raport_file, "metrics.jsonl"]
@@ -467,6 +472,26 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
     if args.batch_size == 1 and args.image_size <= 32 and not (args.evaluate or args.freeze_bn):
         raise UsageError(f"--batch-size 1 leaves BatchNorm one value per channel at image size "
                          f"{args.image_size}: use 2 or more")
+
+
+def presets(args: argparse.Namespace) -> tuple[TrainPreset, EvalPreset]:
+    """How training and validation images are cropped and resized."""
+    from image_classification.augmentation import EvalPreset, TrainPreset
+
+    policy = None if args.augmentation == "none" else args.augmentation
+    train = TrainPreset(
+        args.image_size, tuple(args.crop_scale), flip=args.hflip,
+        interpolation=args.interpolation, policy=policy)
+    return train, EvalPreset(args.image_size, args.val_resize, args.interpolation)
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The create_model options of this command line; stored in checkpoints."""
+    options = {"conv_init": args.conv_init, "zero_init_last_bn": args.zero_init_last_bn,
+               "dropout": args.dropout}
+    if args.arch.startswith("se-"):
+        options |= {"se_as_conv": args.trt, "fused_se": args.fused_se}
+    return options
 
 
 # ------------------------------------------------------------------------------------------------
@@ -610,17 +635,6 @@ def load_data(state: Run) -> Splits:
     return datasets.adopt_classes(splits, saved["classes"], "the checkpoint") if saved else splits
 
 
-def presets(args: argparse.Namespace) -> tuple[TrainPreset, EvalPreset]:
-    """How training and validation images are cropped and resized."""
-    from image_classification.augmentation import EvalPreset, TrainPreset
-
-    policy = None if args.augmentation == "none" else args.augmentation
-    train = TrainPreset(
-        args.image_size, tuple(args.crop_scale), flip=args.hflip,
-        interpolation=args.interpolation, policy=policy)
-    return train, EvalPreset(args.image_size, args.val_resize, args.interpolation)
-
-
 def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
     """Creates the loaders of "train" and "val", as far as this run needs them."""
     import torch
@@ -654,15 +668,6 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
         for note in loaders[split].notes:
             state.logger.warning(note)
     return loaders
-
-
-def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The create_model options of this command line; stored in checkpoints."""
-    options = {"conv_init": args.conv_init, "zero_init_last_bn": args.zero_init_last_bn,
-               "dropout": args.dropout}
-    if args.arch.startswith("se-"):
-        options |= {"se_as_conv": args.trt, "fused_se": args.fused_se}
-    return options
 
 
 def build_model(state: Run, num_classes: int) -> torch.nn.Module:
@@ -740,46 +745,59 @@ def train(
     state: Run, trainer: Trainer, validator: Validator, loaders: dict[str, Loader], splits: Splits
 ) -> tuple[float | None, dict[str, float | None]]:
     """The epoch loop; returns the best top-1 (%), if any, and the last epoch's metrics."""
-    from image_classification import distributed
-
     args, logger = state.args, state.logger
     progress: dict[str, Any] = {"epoch": 0, "best_prec1": None, "best_epoch": -1}
     progress = {key: (state.saved or progress)[key] for key in progress}
-    first, last = progress["epoch"], args.epochs
     row: dict[str, float | None] = {}
+
+    def stopped_early() -> bool:
+        stale = progress["epoch"] - 1 - progress["best_epoch"]
+        return progress["epoch"] > 0 and 0 < args.early_stopping_patience <= stale
+
+    last = args.epochs
     if args.run_epochs > 0:
-        last = min(last, first + args.run_epochs)
-
-    def out_of_patience(epoch: int) -> bool:
-        return 0 < args.early_stopping_patience <= epoch - progress["best_epoch"]
-
-    if first >= last or (first > 0 and out_of_patience(first - 1)):
-        logger.message(f"nothing left to do: {first} of {args.epochs} epochs are done")
+        last = min(last, progress["epoch"] + args.run_epochs)
+    if progress["epoch"] >= last or stopped_early():
+        logger.message(f"nothing left to do: {progress['epoch']} of {args.epochs} epochs are done")
         return progress["best_prec1"], row
-    for epoch in range(first, last):
-        started = time.perf_counter()
-        loaders["train"].set_position(epoch, 0)
-        row = trainer.train_epoch(
-            loaders["train"], epoch, epochs=args.epochs, print_freq=args.print_freq, logger=logger)
-        row["train.epoch_time"] = time.perf_counter() - started
-        distributed.broadcast_buffers(trainer.model)
-        is_best = False
-        if "val" in loaders:
-            for prefix, model in trainer.models().items():
-                result = validator.run(
-                    model, loaders["val"], prefix, epoch=epoch, iteration=trainer.num_batches)
-                row |= result.metrics()
-            is_best = progress["best_prec1"] is None or result.top1 > progress["best_prec1"]
-            if is_best:  # of the average, which comes last, where there is one
-                progress |= {"best_prec1": result.top1, "best_epoch": epoch}
+    for epoch in range(progress["epoch"], last):
+        row, top1 = train_epoch(state, trainer, validator, loaders, epoch)
+        best = progress["best_prec1"]
+        is_best = top1 is not None and (best is None or top1 > best)
+        if is_best:
+            progress |= {"best_prec1": top1, "best_epoch": epoch}
         logger.log((epoch,), row)
         progress["epoch"] = epoch + 1
         if args.save_checkpoints and state.launch.primary:
             save_checkpoint(state, trainer, splits, progress, is_best)
-        if out_of_patience(epoch):
+        if stopped_early():
             logger.message(f"early stop: no better top-1 since epoch {progress['best_epoch'] + 1}")
             break
     return progress["best_prec1"], row
+
+
+def train_epoch(
+    state: Run, trainer: Trainer, validator: Validator, loaders: dict[str, Loader], epoch: int
+) -> tuple[dict[str, float | None], float | None]:
+    """Trains and validates once; returns the metrics and the top-1 (%) that decides on the best."""
+    from image_classification import distributed
+    from image_classification.dataloaders import waiting_advice
+
+    args, started = state.args, time.perf_counter()
+    loaders["train"].set_position(epoch, 0)
+    row = trainer.train_epoch(
+        loaders["train"], epoch, epochs=args.epochs, print_freq=args.print_freq,
+        logger=state.logger)
+    row["train.epoch_time"] = time.perf_counter() - started
+    if advice := waiting_advice(row, args.data_backend, args.workers):
+        state.logger.warning(advice)
+    distributed.broadcast_buffers(trainer.model)
+    top1 = None  # of the average, which comes last, where there is one
+    for prefix, model in trainer.models().items() if "val" in loaders else ():
+        result = validator.run(
+            model, loaders["val"], prefix, epoch=epoch, iteration=trainer.num_batches)
+        row, top1 = row | result.metrics(), result.top1
+    return row, top1
 
 
 def save_checkpoint(

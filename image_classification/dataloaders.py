@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from image_classification.device import Device
 
 __all__ = ["BACKENDS", "Loader", "SyntheticIndex", "create_loader", "synthetic_splits"]
+
+# Share of the time (%) spent waiting for data that a user should hear of.
+WORTH_A_WORD = 10.0
 
 BACKENDS = ("fast", "pytorch", "synthetic")
 
@@ -92,6 +95,31 @@ def choose_backend(wanted: str, policy: str | None) -> tuple[str, str | None]:
     if wanted == "fast":
         raise UsageError(problem)
     return "pytorch", problem
+
+
+def waiting_advice(row: Mapping[str, float | None], backend: str, workers: int) -> str | None:
+    """What to change where training waits for its data.
+
+    Args:
+        row: Metrics of an epoch: train.data_wait (%), train.total_ips and train.compute_ips.
+        backend: The backend that reads the images.
+        workers: Its threads or worker processes.
+
+    Returns:
+        One line, None below 10 %.
+    """
+    wait, rate = row.get("train.data_wait"), row.get("train.total_ips")
+    if wait is None or rate is None or wait <= WORTH_A_WORD or backend == "synthetic":
+        return None
+    cures = {
+        "fast": f"give it more threads than {workers} (-j) if cores are free, or a faster disk",
+        "pytorch": f"take --data-backend fast, or more worker processes than {workers} (-j)",
+    }
+    return (
+        f"{wait:.0f} % of the time went into waiting for images: the loader gave {rate:.0f} "
+        f"images/s, the network could take {row.get('train.compute_ips') or rate:.0f}; "
+        f"{cures[backend]}"
+    )
 
 
 def synthetic_splits(sizes: tuple[int, int], num_classes: int) -> Splits:

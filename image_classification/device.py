@@ -13,9 +13,9 @@ import contextlib
 import functools
 import os
 import platform
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .cpu_features import cpu_info, has_fast_bfloat16
 from .device_table import (
     DEVICE_TABLE,
     DEVICE_TYPES,
@@ -104,7 +104,7 @@ class Device:
     def name(self) -> str:
         """Product name, for cpu the model name of the processor."""
         if not self.is_accelerator:
-            return _cpu_info("model name") or platform.processor() or platform.machine()
+            return cpu_info("model name") or platform.processor() or platform.machine()
         try:
             return str(self._module.get_device_name(self.index))
         except Exception:  # a name is never worth a failure
@@ -195,7 +195,7 @@ class Device:
         import torch
 
         if not self.is_accelerator:
-            return _cpu_has_fast_bfloat16()
+            return has_fast_bfloat16()
         if self.type == "cuda" and not torch.version.hip:
             # is_bf16_supported() of PyTorch also says yes where bfloat16 is only emulated.
             return bool(self._module.get_device_capability(self.index)[0] >= 8)
@@ -436,27 +436,3 @@ def _static_scaler_class(scale: float) -> Any:
             super().update(scale if new_scale is None else new_scale)
 
     return StaticGradScaler
-
-
-def _cpu_info(field: str) -> str:
-    """Return the first value of a field of /proc/cpuinfo, "" where there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == field:
-            return value.strip()
-    return ""
-
-
-def _cpu_has_fast_bfloat16() -> bool:
-    """Return whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
-    import torch
-
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    if all(hasattr(torch.cpu, probe) for probe in probes):
-        return any(getattr(torch.cpu, probe)() for probe in probes)
-    flags = set(_cpu_info("flags").split())
-    return "avx512_bf16" in flags or {"amx_tile", "amx_bf16"} <= flags

@@ -156,7 +156,7 @@ NCHW = ("--memory-format", "nchw", "--no-checkpoints")
 @contextlib.contextmanager
 def bfloat16(fast: bool) -> Any:
     """A processor that is fast with bfloat16, or not."""
-    with mock.patch("image_classification.device._cpu_has_fast_bfloat16", lambda: fast):
+    with mock.patch("image_classification.device.has_fast_bfloat16", lambda: fast):
         yield
 
 

@@ -26,7 +26,7 @@ from loader_helpers import (
 from image_classification.augmentation import TrainPreset
 from image_classification.batch_schedule import BatchSchedule
 from image_classification.data_index import ImageIndex
-from image_classification.dataloaders import SyntheticIndex
+from image_classification.dataloaders import SyntheticIndex, waiting_advice
 from image_classification.device_feed import DeviceFeeder
 from image_classification.errors import DataError
 
@@ -297,3 +297,16 @@ def test_workers_hold_no_index(index: ImageIndex) -> None:
     loader = make(index, workers=1)
     held = pickle.dumps(loader._loader.dataset)
     assert len(held) < 500 and b".png" not in held and os.fsencode(index.root) not in held
+
+
+def test_waiting_for_data_is_explained() -> None:
+    row = {"train.data_wait": 34.4, "train.total_ips": 656.0, "train.compute_ips": 1000.0}
+    line = waiting_advice(row, "pytorch", 5)
+    assert line == (
+        "34 % of the time went into waiting for images: the loader gave 656 images/s, the network "
+        "could take 1000; take --data-backend fast, or more worker processes than 5 (-j)"
+    )
+    assert "more threads than 2 (-j)" in str(waiting_advice(row, "fast", 2))
+    assert waiting_advice({**row, "train.data_wait": 9.9}, "fast", 2) is None
+    assert waiting_advice({**row, "train.data_wait": None}, "fast", 2) is None
+    assert waiting_advice(row, "synthetic", 2) is None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from device_doubles import FakeDeviceModule, bare_machine, install
 
+from image_classification import cpu_features
 from image_classification import device as device_module
 from image_classification.device import Device
 from image_classification.errors import UsageError
@@ -41,7 +42,7 @@ def test_amp_dtype_of_accelerators(monkeypatch: pytest.MonkeyPatch, device_type:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_amp_dtype_of_the_cpu(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    monkeypatch.setattr(device_module, "_cpu_has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(device_module, "has_fast_bfloat16", lambda: fast)
     device = Device.select("cpu")
     dtype, text = device.amp_dtype("auto")
     assert dtype is (torch.bfloat16 if fast else None)
@@ -65,8 +66,8 @@ def test_cpu_flags_where_torch_cannot_tell(
     monkeypatch: pytest.MonkeyPatch, flags: str, fast: bool
 ) -> None:
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    monkeypatch.setattr(device_module, "_cpu_info", lambda field: flags)
-    assert device_module._cpu_has_fast_bfloat16() is fast
+    monkeypatch.setattr(cpu_features, "cpu_info", lambda field: flags)
+    assert cpu_features.has_fast_bfloat16() is fast
 
 
 def test_saturating_device_gets_the_vendors_scaler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the host's processor is and can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def cpu_info(field: str) -> str:
+    """Return the first value of a field of /proc/cpuinfo, "" where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == field:
+            return value.strip()
+    return ""
+
+
+def has_fast_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    import torch
+
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if all(hasattr(torch.cpu, probe) for probe in probes):
+        return any(getattr(torch.cpu, probe)() for probe in probes)
+    flags = set(cpu_info("flags").split())
+    return "avx512_bf16" in flags or {"amx_tile", "amx_bf16"} <= flags

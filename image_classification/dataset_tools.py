@@ -1,0 +1,183 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tools for whole data sets.
+
+    python -m image_classification.dataset_tools check DIR [--list FILE] [-j N]
+
+check decodes every image of train and val and reports those that cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from image_classification.affinity import default_threads
+from image_classification.atomic_file import atomic_file
+from image_classification.data_index import ImageIndex, printable
+from image_classification.datasets import load_split
+from image_classification.errors import DataError, UserError
+from image_classification.fast_loader.native import CROP, NativeDecoder, Status, load_core
+from image_classification.image_reading import pixel_limit, read_image
+from image_classification.option_parser import OptionParser
+
+_BATCH = 256
+_SIDE = 8  # of the pixels that a check makes and throws away
+
+
+@dataclass
+class CheckReport:
+    """What a check has found.
+
+    Attributes:
+        images: Number of images that were decoded.
+        by_pillow: How many of them the fast loader leaves to Pillow.
+        bad: (path, reason) of those that cannot be read.
+    """
+
+    images: int = 0
+    by_pillow: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+
+def check_index(index: ImageIndex, threads: int, report: CheckReport) -> Iterator[int]:
+    """Decode every image of a split as a whole.
+
+    Args:
+        index: The images.
+        threads: Threads that decode, >= 1.
+        report: Is added to.
+
+    Yields:
+        The number of images of the split that are done.
+    """
+    decoder = NativeDecoder(threads) if load_core() is not None else None
+    with ThreadPoolExecutor(threads) as pool, contextlib.closing(decoder or _Nothing()):
+        for start in range(0, len(index), _BATCH):
+            places = np.arange(start, min(start + _BATCH, len(index)))
+            left = places if decoder is None else places[~_decodes(decoder, index, places)]
+            report.images += len(places)
+            report.by_pillow += len(left)
+            report.bad += filter(None, pool.map(_problem, map(index.path, left)))
+            yield start + len(places)
+
+
+class _Nothing:
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def _decodes(decoder: NativeDecoder, index: ImageIndex, places: Any) -> Any:
+    """Which images the fast loader decodes from the first to the last block; bool [N]."""
+    batch = decoder.load(index.paths(places))
+    batch.wait()
+    known = batch.statuses == Status.OK
+    known &= batch.widths.astype(np.int64) * batch.heights <= pixel_limit()
+    crops = np.zeros(len(places), dtype=CROP)
+    for corner, size in ((2, batch.widths), (3, batch.heights)):
+        crops["box"][:, corner] = crops["bounds"][:, corner] = size
+    batch.decode(crops, ~known, np.empty((len(places), _SIDE, _SIDE, 3), dtype=np.uint8))
+    batch.wait()
+    known &= batch.statuses == Status.OK
+    batch.free()
+    return known
+
+
+def _problem(path: str) -> tuple[str, str] | None:
+    try:
+        read_image(path).close()
+    except DataError as error:
+        return path, str(error)
+    return None
+
+
+def check(data: Path, threads: int, out: TextIO) -> CheckReport:
+    """Check both splits of a data folder, as far as they are there.
+
+    Args:
+        data: Folder with train/ and val/, or train.txt and val.txt.
+        threads: Threads that decode, >= 1.
+        out: For the progress and the result.
+
+    Returns:
+        What was found.
+
+    Raises:
+        DataError: Neither split can be indexed.
+    """
+    report, splits, problems = CheckReport(), [], []
+    for split in ("train", "val"):
+        try:
+            splits.append(load_split(data, split))
+        except DataError as error:
+            problems.append(str(error))
+    if not splits:
+        raise DataError(problems[0])
+    for problem in problems:
+        print(f"Warning: {problem}", file=out)
+    for index in splits:
+        for done in check_index(index, threads, report):
+            if out.isatty():
+                out.write(f"\r{index.split}: {done}/{len(index)}, {len(report.bad)} bad ")
+                out.flush()
+        if out.isatty():
+            out.write("\r\x1b[K")
+        print(f"{index.split}: {len(index)} images in {len(index.classes)} classes", file=out)
+    for _, reason in report.bad:
+        print(reason, file=out)
+    print(
+        f"{report.images} images, {len(report.bad)} cannot be read, {report.by_pillow} are read by "
+        "Pillow (not baseline JPEG: slower)",
+        file=out,
+    )
+    return report
+
+
+def build_parser() -> OptionParser:
+    """Declare the options."""
+    parser = OptionParser(
+        prog="python -m image_classification.dataset_tools",
+        description="Tools for whole data sets.",
+        epilog="exit codes: 0 done, 2 usage, 3 bad data",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = commands.add_parser("check", help="decode every image and report the bad ones")
+    add.add_argument("data", type=Path, metavar="DIR", help="folder with train/ and val/, or lists")
+    add.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: all cores)")
+    add.add_argument("--list", type=Path, metavar="FILE", help="write path and reason of bad files")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a command; returns the exit code."""
+    threads = options.workers or default_threads("none", 1, computes=False)
+    report = check(options.data, threads, sys.stdout)
+    if options.list is not None:
+        lines = [f"{printable(path, 4096)}\t{reason}\n" for path, reason in report.bad]
+        with atomic_file(options.list) as file:
+            file.write("".join(lines).encode())
+    return DataError.exit_code if report.bad else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; user errors become one line and an exit code."""
+    try:
+        return run(build_parser().parse_or_raise(argv))
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"dataset_tools: error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
