@@ -123,7 +123,7 @@ def few(names: Iterable[str], count: int = 3) -> str:
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
-def scan_class_folders(root: Path, split: str) -> ImageIndex:
+def scan_class_folders(root: Path, split: str, visited: list[str] | None = None) -> ImageIndex:
     """Index `root/<class>/**/<image>`; labels follow the sorted class names, as in torchvision.
 
     Hidden files and folders are skipped. Symbolic links are followed; each folder counts once per
@@ -132,6 +132,7 @@ def scan_class_folders(root: Path, split: str) -> ImageIndex:
     Args:
         root: Folder of the split.
         split: "train" or "val", for the index and the messages.
+        visited: Gets the path of every folder that was looked into.
 
     Returns:
         The index; samples are in the order of torchvision's ImageFolder.
@@ -139,6 +140,8 @@ def scan_class_folders(root: Path, split: str) -> ImageIndex:
     Raises:
         DataError: No class folder, a class folder without images, or an unreadable folder.
     """
+    visited = [] if visited is None else visited
+    visited.append(str(root))
     entries = _scan(root)
     classes = sorted(entry.name for entry in entries if _is_folder(entry))
     if not classes:
@@ -147,7 +150,7 @@ def scan_class_folders(root: Path, split: str) -> ImageIndex:
     empty = []
     for label, name in enumerate(classes):
         before = len(builder)
-        for path in _class_images(os.path.join(root, name), name):
+        for path in _class_images(os.path.join(root, name), name, visited):
             builder.add(os.fsencode(path), label)
         if len(builder) == before:
             empty.append(name)
@@ -179,7 +182,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _class_images(folder: str, relative: str) -> list[str]:
+def _class_images(folder: str, relative: str, all_visited: list[str]) -> list[str]:
     """The images below one class folder, relative to the split, in torchvision's order.
 
     torchvision sorts the folders by their full path, then the files of each by name.
@@ -193,6 +196,7 @@ def _class_images(folder: str, relative: str) -> list[str]:
         if real_path in visited:
             continue
         visited.add(real_path)
+        all_visited.append(folder)
         names = []
         for entry in sorted(_scan(folder), key=lambda entry: entry.name, reverse=True):
             if _is_folder(entry):

@@ -17,6 +17,7 @@ import numpy as np
 
 from image_classification.data_index import ImageIndex, few, printable, scan_class_folders
 from image_classification.errors import DataError
+from image_classification.index_cache import load_index, save_index
 from image_classification.list_files import ImageList, read_class_names, read_image_list
 from image_classification.samples import SAMPLES, Sample, prepare_sample
 
@@ -207,7 +208,12 @@ def _read_part(data: Path, split: str, layout: str) -> _Part:
     folder = data / split
     if not folder.is_dir():
         raise DataError(_missing_split_text(data, split))
-    return _Part(scan_class_folders(folder, split))
+    index = load_index(folder, split)
+    if index is None:
+        visited: list[str] = []
+        index = scan_class_folders(folder, split, visited)
+        save_index(index, visited)
+    return _Part(index)
 
 
 def _list_part(images: ImageList, split: str) -> _Part:

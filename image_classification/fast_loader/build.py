@@ -21,6 +21,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from image_classification.user_cache import cache_folder
+
 SOURCES = Path(__file__).parent / "csrc"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
@@ -46,8 +48,7 @@ def library_name() -> str:
 
 def library_folders() -> list[Path]:
     """Where the library may lie, the first choice first."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return [Path(__file__).parent / "build", Path(cache) / "image_classification"]
+    return [Path(__file__).parent / "build", cache_folder()]
 
 
 def find_library() -> Path | None:

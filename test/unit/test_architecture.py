@@ -19,7 +19,7 @@ LEVELS: dict[int, set[str]] = {
         "device", "device_table", "device_telemetry", "atomic_file", "progress", "affinity",
         "data_index", "list_files", "samples", "datasets", "batch_schedule", "image_reading",
         "device_feed", "cpu_features", "safe_load", "sample_reader", "bad_images", "option_parser",
-        "models"},
+        "index_cache", "user_cache", "models"},
     1: {"distributed", "logger", "dlll_log", "log_sinks"},
     2: {"checkpoint", "pretrained", "loader_worker", "pytorch_loader", "synthetic_loader",
         "fast_loader", "dataloaders", "workspace"},
@@ -41,7 +41,7 @@ MODULES = [*PACKAGE, *sorted((ROOT / "models").glob("*.py")), *ENTRIES]
 DEVICE_MODULES = {"device", "device_table", "device_telemetry"}
 # fast_loader: its build step asks for the compiler and the cache folder, as any build does.
 ENVIRONMENT_MODULES = {
-    "main", "multiproc", "distributed", "device", "device_table", "fast_loader",
+    "main", "multiproc", "distributed", "device", "device_table", "fast_loader", "user_cache",
 }  # fmt: skip
 
 

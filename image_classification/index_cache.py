@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Remembers the index of a large folder tree: scanning a million files takes minutes.
+
+A cached index holds the modification time of every folder that was scanned. Adding, removing or
+renaming a file changes that of its folder, so the index is used only while all are as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from image_classification.atomic_file import atomic_file
+from image_classification.data_index import ImageIndex
+from image_classification.user_cache import cache_folder
+
+# A scan of fewer images takes less than a second.
+WORTH_CACHING = 20_000
+
+# A folder that has changed so recently may change again without a new time stamp.
+_SETTLED_S = 2.0
+
+_FORMAT = 1
+
+
+def _file_of(root: Path, split: str) -> Path:
+    name = hashlib.sha256(f"{_FORMAT}\0{os.path.realpath(root)}\0{split}".encode()).hexdigest()
+    return cache_folder() / f"index-{name[:24]}.npz"
+
+
+def load_index(root: Path, split: str) -> ImageIndex | None:
+    """The remembered index of a split's folder, None where there is none that is still true."""
+    try:
+        with np.load(_file_of(root, split), allow_pickle=False) as saved:
+            folders, times = json.loads(saved["folders"].tobytes()), saved["times"]
+            if any(_time_of(path) != time for path, time in zip(folders, times, strict=True)):
+                return None
+            return ImageIndex(
+                root=root,
+                labels=saved["labels"],
+                classes=json.loads(saved["classes"].tobytes()),
+                path_bytes=saved["path_bytes"],
+                path_offsets=saved["path_offsets"],
+                split=split,
+                source="folder",
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # no such file, or not one of ours
+        return None
+
+
+def save_index(index: ImageIndex, folders: Iterable[str]) -> None:
+    """Remember an index, unless it is small, a folder is changing, or the disk is full.
+
+    Args:
+        index: The index of a folder tree.
+        folders: Every folder that was scanned for it.
+    """
+    if len(index) < WORTH_CACHING:
+        return
+    folders = sorted(set(folders))
+    times = [_time_of(path) for path in folders]
+    if None in times or time.time_ns() - max(filter(None, times)) < _SETTLED_S * 1e9:
+        return
+    target = _file_of(index.root, index.split)
+    with contextlib.suppress(OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(target) as file:
+            np.savez(
+                file,
+                labels=index.labels,
+                path_bytes=index.path_bytes,
+                path_offsets=index.path_offsets,
+                classes=_json(index.classes),
+                folders=_json(folders),
+                times=np.array(times, dtype=np.int64),
+            )
+
+
+def _json(names: list[str]) -> np.ndarray:
+    # Surrogates stand for bytes of file names that are not UTF-8; escapes keep them.
+    return np.frombuffer(json.dumps(names).encode("ascii"), dtype=np.uint8)
+
+
+def _time_of(folder: str) -> int | None:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
