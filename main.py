@@ -598,8 +598,9 @@ def open_run(
 
     wanted, use = choose_workspace(args, seed)
     workspace = open_workspace(wanted, traces=run_files(args), use=use, primary=launch.primary)
+    skipped: list[str] = []
     saved = checkpoint.load_resume(
-        args.resume, workspace / args.checkpoint_filename, arch=args.arch)
+        args.resume, workspace / args.checkpoint_filename, arch=args.arch, say=skipped.append)
     settle_network(args, saved)
     if seed is None:
         seed = saved["seed"] if saved else distributed.shared_seed()
@@ -613,6 +614,8 @@ def open_run(
     logger = create_logger(
         workspace=workspace, report_file=args.raport_file, primary=launch.primary, append=True,
         run_id=new_run_id(), tensorboard=args.tensorboard)
+    for line in skipped:
+        logger.warning(line)
     return Run(args, launch, device, workspace, logger, saved, seed, accumulation, amp_dtype,
                device.memory_format(args.memory_format, args.amp)), precision
 
@@ -735,7 +738,7 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
         ema=None if args.use_ema is None else ModelEma(model, args.use_ema),
         seed=state.seed, rank=launch.rank, world_size=launch.world_size)
     if state.saved is not None:
-        lines = checkpoint.changed_settings(state.saved, vars(args))
+        lines = checkpoint.changed_settings(state.saved, {**vars(args), "seed": state.seed})
         for line in [*lines, *trainer.load_state_dict(state.saved)]:
             state.logger.warning(line)
     return trainer

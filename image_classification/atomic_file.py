@@ -22,7 +22,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         path: the file, in an existing folder.
 
     Yields:
-        A binary file to write to.
+        A binary file to write to, and to read back what was written.
 
     Raises:
         OSError: it cannot be written there.
@@ -32,7 +32,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         prefix=f".{target.name}-", suffix=".tmp", dir=target.parent
     )
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -42,6 +42,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder, and so the renames of `atomic_file`, survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

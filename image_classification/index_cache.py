@@ -53,8 +53,8 @@ def load_index(root: Path, split: str) -> ImageIndex | None:
                 split=split,
                 source="folder",
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # no such file, or not one of ours
-        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # no such file, or not one of ours
 
 
 def save_index(index: ImageIndex, folders: Iterable[str]) -> None:

@@ -1,9 +1,12 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint files: atomic, safe, last / best / numbered."""
+"""Checkpoint files: atomic, safe, last / best / numbered; nothing in them is taken on trust."""
 
 from __future__ import annotations
 
+import errno
+import inspect
+import math
 import os
 import stat
 from pathlib import Path
@@ -12,16 +15,42 @@ from typing import Any
 import pytest
 import torch
 
+import main
 from image_classification import checkpoint
+from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.errors import CheckpointError
+from image_classification.optimizers import OPTIMIZERS, create_optimizer, state_by_name
+from models.resnet import CONV_INITS, ResNet, SEBottleneck
+
+LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
 
 def content(epoch: int = 1) -> dict[str, Any]:
+    weights = {"w": torch.full((4,), float(epoch)), "v": torch.ones(2)}
     return {
-        "epoch": epoch, "arch": "resnet18", "num_classes": 2, "counters": {"step": 3},
-        "state_dict": {"w": torch.full((4,), float(epoch))}, "optimizer": {},
-        "config": {"optimizer": "sgd", "lr": 0.1, "epochs": 90},
+        "epoch": epoch, "samples_done": 0, "arch": "resnet18", "num_classes": 2, "format": 1,
+        "counters": {"step": 3, "skipped_steps": 0, "ema_updates": 3}, "seed": 5,
+        "state_dict": weights, "state_dict_ema": weights, "amp": None,
+        "optimizer": {"w": {"momentum_buffer": torch.ones(4)}},
+        "best_prec1": 12.5, "best_epoch": 0, "classes": ["cat", "dog"],
+        "model_options": {"conv_init": "fan_out", "zero_init_last_bn": False, "dropout": 0.0},
+        "preprocessing": {"train": TrainPreset().to_dict(), "val": EvalPreset().to_dict()},
+        "config": {"optimizer": "sgd", "lr": 0.1, "epochs": 90, "crop_scale": [0.08, 1.0]},
     }  # fmt: skip
+
+
+def write(path: Path, **changes: Any) -> Path:
+    """Writes a valid checkpoint with these entries instead; `...` leaves the entry out."""
+    state = {key: value for key, value in {**content(), **changes}.items() if value is not ...}
+    torch.save(state, path)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
 
 
 def names(folder: Path) -> set[str]:
@@ -72,16 +101,58 @@ def test_a_failed_write_leaves_the_previous_file(
     assert checkpoint.load(tmp_path / "checkpoint.pth.tar")["epoch"] == 1
 
 
-def test_without_hard_links_the_files_are_copies(
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_full_disk_at_any_copy_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    checkpoint.save(content(1), tmp_path, best=True)
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    room = iter(range(written))
+
+    def copy(source: Any, target: Any, length: int) -> None:
+        target.write(source.read())
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", copy)
+    with pytest.raises(CheckpointError, match=r"No space left.*previous one is intact"):
+        checkpoint.save(content(2), tmp_path, best=True, keep=1)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_the_last_checkpoint_is_renamed_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_link(*_: Any) -> None:
-        raise OSError("not supported")
+    renamed, replace = [], os.replace
 
-    monkeypatch.setattr(os, "link", no_link)
-    checkpoint.save(content(7), tmp_path, best=True)
-    assert names(tmp_path) == {"checkpoint.pth.tar", "model_best.pth.tar"}
-    assert checkpoint.load(tmp_path / "model_best.pth.tar")["epoch"] == 7
+    def spy(source: str, target: Path) -> None:
+        renamed.append(target.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", spy)
+    checkpoint.save(content(7), tmp_path, best=True, keep=1)
+    assert renamed == ["checkpoint_0006.pth.tar", BEST, LAST]
+
+
+def test_damage_in_place_to_one_file_leaves_the_others(tmp_path: Path) -> None:
+    checkpoint.save(content(7), tmp_path, best=True, keep=1)
+    files = [tmp_path / name for name in (LAST, BEST, "checkpoint_0006.pth.tar")]
+    assert [path.stat().st_nlink for path in files] == [1, 1, 1]
+    assert len({path.stat().st_ino for path in files}) == 3
+    assert len({path.read_bytes() for path in files}) == 1
+    with open(files[0], "r+b") as file:
+        file.seek(file.seek(0, os.SEEK_END) // 2)
+        file.write(bytes(64))
+    refusal(files[0])
+    for path in files[1:]:
+        assert checkpoint.load(path)["epoch"] == 7
+
+
+@pytest.mark.parametrize("last", [LAST, "checkpoint_0000.pth.tar"])
+def test_numbers_decide_which_files_are_kept(tmp_path: Path, last: str) -> None:
+    for epoch in (9_999, 10_000, 10_001):
+        checkpoint.save(content(epoch), tmp_path, keep=2, filename=last)
+    assert names(tmp_path) == {last, "checkpoint_9999.pth.tar", "checkpoint_10000.pth.tar"}
 
 
 def test_the_file_loads_with_weights_only(tmp_path: Path) -> None:
@@ -103,19 +174,273 @@ def test_resume_auto_and_missing_files(tmp_path: Path) -> None:
         checkpoint.load_resume("auto", last, arch="resnet50")
 
 
-def test_bare_weights_are_no_training_checkpoint(tmp_path: Path) -> None:
-    torch.save({"w": torch.ones(1)}, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"not a training checkpoint.*--pretrained-weights"):
-        checkpoint.load(tmp_path / "weights.pth")
+@pytest.mark.parametrize("other", [{"w": torch.ones(1)}, [content()], torch.ones(2), None])
+def test_bare_weights_are_no_training_checkpoint(tmp_path: Path, other: Any) -> None:
+    torch.save(other, tmp_path / "weights.pth")
+    text = refusal(tmp_path / "weights.pth")
+    assert "not a training checkpoint" in text and "--pretrained-weights" in text
 
 
-def test_changed_settings_are_named() -> None:
-    saved = {"config": dict.fromkeys(checkpoint._COURSE, 1) | {"optimizer": "sgd"}}
-    assert checkpoint.changed_settings(saved, dict(saved["config"])) == []
-    changed = dict(saved["config"]) | {"lr": 0.2}
-    assert checkpoint.changed_settings(saved, changed) == ["resuming with lr 0.2, it was 1"]
-    with pytest.raises(CheckpointError, match="trained with sgd, --optimizer is adamw"):
-        checkpoint.changed_settings(saved, changed | {"optimizer": "adamw"})
+COUNTERS, SCALER = content()["counters"], dict.fromkeys(checkpoint._SCALER, 1)
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+HOSTILE: dict[str, list[Any]] = {
+    "format": [2, "1", True],
+    "arch": ["resnet5000", None, {"resnet18": 1}],
+    "num_classes": [0, True, 2.0],
+    "classes": [None, ["cat"], ["cat", 1], "ab", {"cat": 0, "dog": 1}, ENDLESS],
+    "epoch": [-1, ENDLESS, 1.0, "1", True, 2**600, torch.tensor(1), None],
+    "samples_done": [-1],
+    "best_prec1": [math.nan, math.inf, -1, "12", 2**600, torch.tensor(12.5), True],
+    "best_epoch": [None, -2, 2, 0.0],
+    "seed": [None, -1, 2**63, 0.5, "1\n2", "\x1b[2J" * 1000],
+    "preprocessing": [
+        None, {}, ENDLESS, {"val": {}}, {"train": {}, "val": None},
+        *({"train": {}, "val": bad} for bad in ({"image_size": 0}, {"image_size": 2.0}, {"a": 0})),
+        *({"train": {name: bad}, "val": {}} for name, bad in (
+            ("scale", 1), ("scale", [math.nan, 1]), ("interpolation", "nearest"), ("flip", "x"))),
+    ],
+    "config": [
+        {}, None, ENDLESS, {"optimizer": "lion"}, {"optimizer": ["sgd"]},
+        *({"optimizer": "sgd"} | bad for bad in (
+            {"lr": torch.ones(2)}, {"crop_scale": ENDLESS}, {"epochs": 2**600}, {1j: 1})),
+    ],
+    "model_options": [
+        None, ["dropout"], {"depth": 3}, {"num_classes": 2}, {"dropout": 1}, {"dropout": math.nan},
+        {"conv_init": "zeros"}, {"zero_init_last_bn": "yes"}, {"fused_se": True},
+    ],
+    "counters": [{}, None, 3, {"step": 3}, COUNTERS | {"step": -1}, COUNTERS | {"step": 1.5}],
+    "state_dict": [
+        {}, None, torch.ones(4), {"w": [1.0]}, {1: torch.ones(4)}, {"w": torch.ones(4).to_sparse()},
+        {"w": torch.ones(4, device="meta")},
+    ],
+    "state_dict_ema": [{}, 1, {"w": torch.ones(4)}, {"w": torch.ones(4), "v": torch.ones(4)}],
+    "optimizer": [
+        None, {"w": torch.ones(4)}, {"u": {"momentum_buffer": torch.ones(4)}},
+        {"w": {"momentum_buffer": torch.ones(3)}}, {"w": {"momentum_buffer": "ones"}},
+    ],
+    "amp": [1, {"scale": 2.0}, SCALER | {"scale": 0}, SCALER | {"scale": math.inf}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k in HOSTILE for v in HOSTILE[k]])
+def test_entries_that_no_training_writes_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    text = refusal(write(tmp_path / "bad.pth.tar", **{key: value}))
+    assert f": {key} is " in text and "expected" in text
+    assert text.isprintable() and len(text) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", sorted(content()))
+def test_every_entry_but_four_is_required(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path / "short.pth.tar", **{key: ...})
+    if key in ("format", "samples_done", "state_dict_ema", "amp"):
+        assert key not in checkpoint.load(path)
+    else:
+        assert f"not a training checkpoint of this package (no {key})" in refusal(path)
+
+
+@pytest.mark.parametrize("rest", [{}, {"num_classes": ..., "seed": ..., "config": ...}])
+def test_cambricons_checkpoints_are_told_from_damaged_ones(
+    tmp_path: Path, rest: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "theirs.pth.tar", arch=("resnet50", "classic", 1000, False), **rest)
+    text = refusal(path)
+    assert "checkpoint2model.py" in text and "--pretrained-weights" in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": 0, "best_prec1": None, "best_epoch": -1, "state_dict_ema": None},
+        {"best_prec1": 0}, {"best_prec1": 100.0}, {"seed": 2**63 - 1}, {"amp": {}},
+        {"amp": SCALER}, {"optimizer": {}}, {"optimizer": {"w": {}}},
+        {"optimizer": {"w": {"momentum_buffer": None}}},
+        {"arch": "se-resnext101-32x4d", "model_options": {"se_as_conv": True, "fused_se": False}},
+        {"config": {"optimizer": "sgd", "max_bad": math.inf, "seeds": (1, 2), "data": None}},
+    ],
+)  # fmt: skip
+def test_what_trainings_write_is_accepted(tmp_path: Path, changes: dict[str, Any]) -> None:
+    checkpoint.load(write(tmp_path / "good.pth.tar", **changes))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_optimizer_state_is_whole_or_refused(tmp_path: Path, name: str, momentum: float) -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    optimizer = create_optimizer(name, layer, lr=0.1, weight_decay=0, momentum=momentum)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = state_by_name(optimizer)
+    changes = {
+        "config": {"optimizer": name, "momentum": momentum}, "state_dict": layer.state_dict(),
+        "state_dict_ema": None, "optimizer": state,
+    }  # fmt: skip
+    path = write(tmp_path / "good.pth.tar", **changes)
+    assert checkpoint.load(path)["optimizer"].keys() == {"0.weight", "0.bias"}
+    for key in () if name == "sgd" else list(state["0.bias"]):
+        for other in ({}, {key: None}, {key: "1"}):
+            damaged = {k: v for k, v in state["0.bias"].items() if k != key} | other
+            write(path, **changes | {"optimizer": {**state, "0.bias": damaged}})
+            assert "optimizer is a dict of 2" in refusal(path)
+
+
+def test_the_models_options_are_those_of_the_network() -> None:
+    se = {"fused_se": True, "se_as_conv": True}
+    good = {"conv_init": "fan_in", "zero_init_last_bn": True, "dropout": 0.5}
+    for network, names, others in (
+        (ResNet, set(good), {"variant", "num_classes", "se_options"}),
+        (SEBottleneck, set(se), {"in_channels", "width", "out_channels", "stride", "groups"}),
+    ):
+        assert inspect.signature(network).parameters.keys() - others == names
+    assert checkpoint._is_model_options(good | se, {"arch": "se-resnext101-32x4d"})
+    for value in CONV_INITS:
+        assert checkpoint._is_model_options(good | {"conv_init": value}, {"arch": "resnet50"})
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:500])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Five epochs, the third being the best; the last two are kept."""
+    for epoch in range(1, 6):
+        checkpoint.save(content(epoch), tmp_path, best=epoch == 3, keep=2)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("damaged", "epoch", "taken"),
+    [
+        ([], 5, LAST),
+        ([LAST], 5, "checkpoint_0004.pth.tar"),
+        ([LAST, "checkpoint_0004.pth.tar"], 4, "checkpoint_0003.pth.tar"),
+        ([LAST, "checkpoint_0004.pth.tar", "checkpoint_0003.pth.tar"], 3, BEST),
+        ([LAST, BEST], 5, "checkpoint_0004.pth.tar"),
+    ],
+)
+def test_auto_takes_the_newest_valid_checkpoint(
+    run: Path, damaged: list[str], epoch: int, taken: str
+) -> None:
+    for name in damaged:
+        truncate(run / name)
+    lines: list[str] = []
+    saved = checkpoint.load_resume("auto", run / LAST, arch=None, say=lines.append)
+    assert saved is not None and saved["epoch"] == epoch
+    assert len(lines) == len(damaged)
+    for name, line in zip(damaged, lines, strict=True):
+        assert str(run / name) in line and "truncated or damaged" in line
+        assert line.endswith(f"takes {run / taken} instead (epochs done: {epoch})")
+        with pytest.raises(CheckpointError, match="truncated or damaged"):  # named, not auto
+            checkpoint.load_resume(str(run / name), run / LAST, arch=None)
+
+
+def test_auto_prefers_a_best_model_that_is_newer_than_the_numbered(run: Path) -> None:
+    checkpoint.save(content(8), run, best=True)  # without numbered ones from here on
+    truncate(run / LAST)
+    saved = checkpoint.load_resume("auto", run / LAST, arch=None)
+    assert saved is not None and saved["epoch"] == 8
+
+
+def test_auto_skips_wrong_content_and_says_that_a_file_is_missing(run: Path) -> None:
+    write(run / "checkpoint_0004.pth.tar", seed=None)
+    (run / LAST).unlink()
+    lines: list[str] = []
+    saved = checkpoint.load_resume("auto", run / LAST, arch=None, say=lines.append)
+    assert saved is not None and saved["epoch"] == 4
+    assert [line.split(";")[0] for line in lines] == [
+        f"{run / 'checkpoint_0004.pth.tar'} is no checkpoint that main.py wrote: seed is None, "
+        "expected a whole number from 0 to 2**63 - 1",
+        f"{run / LAST} does not exist",
+    ]
+
+
+def test_auto_does_not_start_anew_over_damaged_files(run: Path) -> None:
+    files = sorted(run.iterdir())
+    for path in files:
+        truncate(path)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load_resume("auto", run / LAST, arch=None)
+    text = str(caught.value)
+    assert f"{LAST}, checkpoint_0004.pth.tar, checkpoint_0003.pth.tar and 1 more" in text
+    assert caught.value.exit_code == 4 and "\n" not in text
+    for path in files:
+        path.unlink()
+    (run / LAST).symlink_to(run / "unmounted")
+    with pytest.raises(CheckpointError, match="No such file"):
+        checkpoint.load_resume("auto", run / LAST, arch=None)
+
+
+def settings() -> dict[str, Any]:
+    """The options of a run as main.py has them when it compares."""
+    args, _ = main.parse_args(["--data-backend", "synthetic", "--optimizer", "rmsprop"])
+    main.settle_network(args, None)
+    return vars(args) | {"lr": 0.1, "optimizer_batch_size": 256}
+
+
+# What may differ without bending the course: where the run is, how it is computed, what is shown.
+ELSEWHERE = {
+    "directory", "dummy_test", "synthetic_size", "data_layout", "num_classes", "workers",
+    "prefetch", "max_bad", "allow_bad_val", "arch", "model_config", "trt", "fused_se",
+    "pretrained_weights", "jit", "device", "gpu_id", "pyamp", "cnmix", "opt_level", "fp16",
+    "memory_format", "deterministic", "gpu_affinity", "dist_backend", "world_size", "addr",
+    "run_epochs", "early_stopping_patience", "seeds", "optimizer", "evaluate", "training_only",
+    "topk", "workspace", "run_name", "resume", "save_checkpoints", "checkpoint_filename",
+    "gather_checkpoints", "raport_file", "print_freq", "tensorboard",
+}  # fmt: skip
+COMPARED = (*checkpoint._COURSE, *checkpoint._INITIAL)
+
+
+def test_every_option_of_main_is_compared_or_known_not_to_matter() -> None:
+    options = settings().keys()
+    assert set(COMPARED) <= options, "checkpoint.py compares what is no option"
+    assert options <= {*COMPARED, *ELSEWHERE}, "new options: into _COURSE, or into this test's list"
+
+
+def test_an_unchanged_run_changes_nothing() -> None:
+    now = settings()
+    saved: dict[str, Any] = {"config": settings() | {"crop_scale": (0.08, 1.0)}, "seed": 5}
+    assert checkpoint.changed_settings(saved, now) == []
+    assert checkpoint.changed_settings(saved, now | {"seed": 5}) == []
+    saved["config"]["optimizer"] = now["optimizer"] = "sgd"  # which has no such options:
+    assert checkpoint.changed_settings(saved, now | {"rmsprop_alpha": 0.5, "rmsprop_eps": 1}) == []
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_changed_settings_are_named(name: str) -> None:
+    saved, now = {"config": settings(), "seed": 5}, settings()
+    now[name] = [0.2, 0.9] if name == "crop_scale" else 77
+    (line,) = checkpoint.changed_settings(saved, now)
+    was = saved["seed"] if name == "seed" else saved["config"][name]
+    note = "; the checkpoint's weights stay" if name in checkpoint._INITIAL else ""
+    assert line == f"resuming with {name} {now[name]}, it was {was}{note}"
+
+
+def test_settings_that_a_checkpoint_lacks_are_said_in_one_line(tmp_path: Path) -> None:
+    config = settings() | {"optimizer": "sgd"}
+    saved = {"config": {k: v for k, v in config.items() if k not in ("lr", "hflip")}, "seed": 5}
+    assert checkpoint.changed_settings(saved, config) == [
+        "the checkpoint does not say its lr, hflip: this run's apply"
+    ]
+    for saved in ({}, {"config": {}}, {"config": None}):
+        with pytest.raises(CheckpointError, match="with an unknown optimizer, --optimizer is sgd"):
+            checkpoint.changed_settings(saved, config)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "now", "text"),
+    [
+        ({"optimizer": "sgd"}, {}, {"optimizer": "adamw"}, "with sgd, --optimizer is adamw"),
+        ({"momentum": 0.0}, {}, {"momentum": 0.9}, "without momentum, --momentum is 0.9"),
+        ({}, {"se_as_conv": True}, {"trt": False}, "with --trt True, --trt is False"),
+    ],
+)
+def test_optimizer_state_that_cannot_go_on_is_refused(
+    config: dict[str, Any], options: dict[str, Any], now: dict[str, Any], text: str
+) -> None:
+    saved = {"config": settings() | config, "model_options": options, "seed": 5}
+    with pytest.raises(CheckpointError, match=f"{text}; use the same, or start anew"):
+        checkpoint.changed_settings(saved, settings() | now)
 
 
 def test_to_cpu_makes_contiguous_copies() -> None:
