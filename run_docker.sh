@@ -43,6 +43,10 @@ shift $(($# < 3 ? $# : 3))
 [ -d "$model_dir" ] || fail 2 "model_dir $model_dir: no such folder (third argument)"
 data_dir=$(cd -- "$data_dir" && pwd)
 model_dir=$(cd -- "$model_dir" && pwd)
+case $data_dir$model_dir in
+    *:*) fail 2 "a folder with ':' cannot be given to docker -v: data_dir $data_dir, model_dir" \
+        "$model_dir; rename it, or name a link to it" ;;
+esac
 
 flags=()
 

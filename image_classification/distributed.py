@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     from image_classification.device import Device
 
+_START = (
+    "start with `python multiproc.py --nproc_per_node N main.py ...`, torchrun or srun, or unset "
+    "WORLD_SIZE and SLURM_STEP_NUM_TASKS for a single process"
+)
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -63,10 +68,10 @@ def read_launch() -> Launch:
         The place of this process in the run; rank 0 of 1 when there is no launcher.
 
     Raises:
-        UsageError: WORLD_SIZE is set but RANK or LOCAL_RANK is missing or not a number.
+        UsageError: A variable of the launcher is missing, not a whole number or out of range.
     """
     environ = os.environ
-    if "RANK" not in environ and int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "RANK" not in environ and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         # srun sets this variable, a batch script without srun does not
         _translate_slurm()
         launcher = "slurm"
@@ -74,22 +79,43 @@ def read_launch() -> Launch:
         launcher = "multiproc/torchrun"
     else:
         return Launch()
-    try:
-        rank, local_rank, world_size = (
-            int(environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        )
-        local_world_size = int(environ.get("LOCAL_WORLD_SIZE", world_size))
-    except (KeyError, ValueError) as error:
-        raise UsageError(
-            f"WORLD_SIZE is set, but RANK, LOCAL_RANK, WORLD_SIZE are not all numbers ({error}); "
-            "start with `python multiproc.py --nproc_per_node N main.py ...` or torchrun, "
-            "or unset WORLD_SIZE"
-        ) from None
+    rank, local_rank, world_size = map(_number, ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    local_world_size = _number("LOCAL_WORLD_SIZE", world_size)
     if not 0 <= rank < world_size:
-        raise UsageError(f"RANK={rank} is outside 0..{world_size - 1} (WORLD_SIZE={world_size})")
+        raise UsageError(
+            f"RANK={rank} is outside 0..{world_size - 1} (WORLD_SIZE={world_size}); {_START}"
+        )
+    if local_rank < 0 or local_world_size < 1:
+        raise UsageError(
+            f"LOCAL_RANK={local_rank} must be at least 0, LOCAL_WORLD_SIZE={local_world_size} at "
+            f"least 1; {_START}"
+        )
+    if world_size > 1:
+        _check_meeting_point()
     return Launch(
         rank, local_rank, world_size, local_world_size, launcher, environ.get("MASTER_ADDR", "")
     )
+
+
+def _number(name: str, default: int | None = None) -> int:
+    """Reads a launcher's variable; a UsageError if it is missing without default or no number."""
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None:
+        raise UsageError(f"{name} is missing, but other variables of a launcher are set; {_START}")
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{name}={text!r}: expected a whole number; {_START}") from None
+
+
+def _check_meeting_point() -> None:
+    """MASTER_ADDR and MASTER_PORT, which torch would miss with a traceback."""
+    if not os.environ.get("MASTER_ADDR"):
+        raise UsageError(f"MASTER_ADDR is missing, but several processes are to meet; {_START}")
+    if not 1 <= _number("MASTER_PORT") <= 65535:
+        raise UsageError(f"MASTER_PORT={os.environ['MASTER_PORT']}: expected 1..65535; {_START}")
 
 
 def _translate_slurm() -> None:
@@ -97,15 +123,19 @@ def _translate_slurm() -> None:
     environ = os.environ
     nodes = environ.get("SLURM_STEP_NODELIST", "127.0.0.1")  # for example "gpu[03-07,12]"
     first = re.sub(r"\[(\d+).*?\]", r"\1", nodes, count=1).split(",")[0]
-    environ.setdefault("MASTER_ADDR", first)
     # Every task of the job computes the same port; another job on the node gets another one.
-    port = 20000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000
-    environ.setdefault("MASTER_PORT", str(port))
-    environ["RANK"] = environ["SLURM_PROCID"]
-    environ["LOCAL_RANK"] = environ.get("SLURM_LOCALID", "0")
-    environ["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
+    port = 20000 + _number("SLURM_JOB_ID", 0) % 20000
     per_node = re.match(r"\d+", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    environ["LOCAL_WORLD_SIZE"] = per_node.group() if per_node else environ["WORLD_SIZE"]
+    world_size = _number("SLURM_STEP_NUM_TASKS")
+    translated = {
+        "RANK": _number("SLURM_PROCID"),
+        "LOCAL_RANK": _number("SLURM_LOCALID", 0),
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": per_node.group() if per_node else world_size,
+    }
+    environ.setdefault("MASTER_ADDR", first)
+    environ.setdefault("MASTER_PORT", str(port))
+    environ.update({name: str(value) for name, value in translated.items()})
 
 
 def check_launch(

@@ -62,7 +62,8 @@ def open_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = 
 def decode_image(image: Any, source: Any, name: str | None = None) -> Any:
     """Decode an opened image to RGB.
 
-    EXIF rotation is ignored, as in torchvision; of an animation the first frame is taken.
+    EXIF rotation is ignored, as in torchvision; of an animation the first frame is taken. Unlike
+    there, 16 bits of grey become 8 by division by 257, where Pillow would cut them off at 255.
 
     Args:
         image: What `open_image` returned.
@@ -79,6 +80,12 @@ def decode_image(image: Any, source: Any, name: str | None = None) -> Any:
         if image.format == "JPEG" and image.mode == "RGB":
             image.load()  # convert() would copy all pixels
             return image
+        # Formats of 16 bits that Pillow opens in mode I: PGM, and in older versions PNG.
+        as_integers = image.mode == "I" and image.format in ("PNG", "PPM")
+        if as_integers or image.mode.startswith("I;16"):
+            image.load()
+            grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
     except Exception as error:
         image.close()

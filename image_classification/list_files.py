@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from image_classification.data_index import IndexBuilder, few, printable
 from image_classification.errors import DataError
 
@@ -59,7 +61,8 @@ def read_image_list(path: Path, data: Path, split: str) -> ImageList:
 
     Raises:
         DataError: A malformed line (with its number), a path that leaves DIR, a label that is
-            negative or too large, missing files, an unreadable or empty list.
+            negative or too large, an image with two labels, missing files, an unreadable or empty
+            list.
     """
     builder = IndexBuilder()
     base: Path | None = None
@@ -75,6 +78,7 @@ def read_image_list(path: Path, data: Path, split: str) -> ImageList:
             builder.add(image, name_labels.setdefault(label, len(name_labels)))
     if base is None:
         raise DataError(f"{printable(path)}: no image in this list; expected lines 'path label'")
+    _check_one_label(builder, path)
     _check_files(builder, base, path)
     names = [os.fsdecode(name) for name in name_labels] if name_labels is not None else None
     return ImageList(builder, base, names, _folder_of_labels(builder, base, data, split))
@@ -131,6 +135,29 @@ def _base_folder(image: bytes, data: Path, split: str, path: Path, number: int) 
             return base
     problem = f"no such file, neither below {printable(data / split)} nor below {printable(data)}"
     raise _error(path, number, image, problem)
+
+
+def _check_one_label(builder: IndexBuilder, path: Path) -> None:
+    """An image may be listed more than once, but not under different labels."""
+    # Equal paths come to lie side by side in the order of their hashes: 24 bytes per line for a
+    # moment, where a dictionary of a million paths would keep 150 MB.
+    hashes = np.fromiter(map(hash, builder.relative_paths()), np.int64, len(builder))
+    order = np.argsort(hashes, kind="stable")
+    hashes, labels = hashes[order], builder.labels()[order]
+    suspects = np.flatnonzero((hashes[1:] == hashes[:-1]) & (labels[1:] != labels[:-1]))
+    pairs = sorted((int(order[i]), int(order[i + 1])) for i in suspects)
+    pairs = [(i, j) for i, j in pairs if builder.relative_path(i) == builder.relative_path(j)]
+    if not pairs:
+        return
+    numbers = [number for number, _ in _numbered_lines(path)]
+    places = [
+        f"lines {numbers[i]} and {numbers[j]}: {os.fsdecode(builder.relative_path(i))}"
+        for i, j in pairs
+    ]
+    raise DataError(
+        f"{printable(path)}: the same image has two labels, {few(places)}; each image has one "
+        "label: keep the right line"
+    )
 
 
 def _check_files(builder: IndexBuilder, base: Path, path: Path) -> None:

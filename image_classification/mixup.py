@@ -1,55 +1,60 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""MixUp on the device (Zhang et al. 2017, arXiv:1710.09412)."""
+"""MixUp on the device (Zhang et al. 2018, arXiv:1710.09412), the same on any number of ranks.
+
+The paper's code and NVIDIA's draw one weight and one permutation for each batch of each process.
+Here the weight is that of the optimizer step, and the images at places 2i and 2i + 1 of the batch
+are each other's partner. The epoch's order is a random shuffle already, so the partner is as random
+as a permutation's and each blended image has the same distribution. What differs: no image is its
+own partner, both blends of a pair are in the batch, and all batches of a step share one weight.
+
+Ranks and accumulation divide the global batch into contiguous parts. Where all of them are even no
+pair is torn apart: the blended global batch is the same for any division. Where the batch per
+device is odd its last image stays as it is, and the pairs depend on the division: such runs on
+different numbers of devices agree in distribution, not in their losses.
+"""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 
-class MixDraw(NamedTuple):
-    """One draw for one batch: weight of the image itself, distance to its partner in the batch."""
-
-    weight: float
-    shift: int
-
-
-def draw_mixup(alpha: float, batch_size: int, key: int) -> MixDraw:
-    """Draws the mixing weight and the partner of a batch from a key.
+def draw_weight(alpha: float, key: int) -> float:
+    """Draws the mixing weight of an optimizer step from a key.
 
     Args:
         alpha: Both parameters of the Beta distribution, > 0.
-        batch_size: Images in the batch, >= 1.
-        key: Any 64-bit number; the same key gives the same draw (callers hash seed and step).
+        key: Any 64-bit number; the same key gives the same weight (callers hash seed and step).
 
     Returns:
-        Weight in [0, 1] and shift in [1, batch_size - 1] (0 for a single image).
+        Weight of the image itself in [0, 1]; its partner has the rest.
     """
     generator = np.random.Generator(np.random.Philox(key=int(key)))
-    weight = float(generator.beta(alpha, alpha))
-    shift = int(generator.integers(1, batch_size)) if batch_size > 1 else 0
-    return MixDraw(weight, shift)
+    return float(generator.beta(alpha, alpha))
 
 
-def mix_images(images: torch.Tensor, draw: MixDraw) -> torch.Tensor:
-    """Blends each image with its partner, the image `draw.shift` places further (cyclically).
-
-    The samples of a batch are in random order already, so a rotation pairs them at random and
-    needs no index copy to the device.
+def mix_images(images: torch.Tensor, weight: float) -> torch.Tensor:
+    """Blends each image with its partner.
 
     Args:
         images: [N, 3, H, W], any floating type and memory format.
-        draw: Weight and shift.
+        weight: Weight of the image itself, in [0, 1].
 
     Returns:
-        Images of the same shape, type and memory format.
+        New images of the same shape, type and memory format.
     """
-    return torch.lerp(partner(images, draw), images, draw.weight)
+    mixed = torch.empty_like(images)
+    even = len(images) // 2 * 2
+    first, second = images[0:even:2], images[1:even:2]
+    torch.lerp(second, first, weight, out=mixed[0:even:2])
+    torch.lerp(first, second, weight, out=mixed[1:even:2])
+    mixed[even:] = images[even:]
+    return mixed
 
 
-def partner(values: torch.Tensor, draw: MixDraw) -> torch.Tensor:
-    """Rotates images or targets [N, ...] by `draw.shift`, keeping the memory format."""
-    return torch.cat((values[draw.shift :], values[: draw.shift]))
+def partner(values: torch.Tensor) -> torch.Tensor:
+    """Returns for each of the targets [N, ...] of a batch that of its partner."""
+    even = len(values) // 2 * 2
+    swapped = torch.stack((values[1:even:2], values[0:even:2]), dim=1).flatten(0, 1)
+    return torch.cat((swapped, values[even:]))

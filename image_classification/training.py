@@ -21,7 +21,7 @@ from image_classification.distributed import sum_over_ranks
 from image_classification.ema import ModelEma
 from image_classification.errors import DivergedError, UsageError
 from image_classification.metrics import Rates, Throughput
-from image_classification.mixup import draw_mixup, mix_images, partner
+from image_classification.mixup import draw_weight, mix_images, partner
 from image_classification.optimizers import load_state_by_name, state_by_name
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Trainer:
             # Before the forward pass: freed last, the memory would go back to the system each step.
             self.optimizer.zero_grad(set_to_none=True)
         if self._reseed:
-            self.device.seed(self._draw_key(_STREAM_DROPOUT, self.rank))
+            self.device.seed(self._draw_key(self._micro_step, _STREAM_DROPOUT, self.rank))
         with self._gradient_sync(last):
             loss, logits = self._forward_loss(images, target)
             # The mean over the group: each batch contributes its share.
@@ -304,23 +304,25 @@ class Trainer:
         return self.forward.no_sync()
 
     def _draw_key(self, *stream: int) -> int:
-        """Returns the key of a draw of this batch, the same after any resume."""
-        return int(hash64(self.seed, self.step, self._micro_step, *stream))
+        """Returns the key of a draw of this optimizer step, the same after any resume."""
+        return int(hash64(self.seed, self.step, *stream))
 
     def _forward_loss(
         self, images: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        draw = None
+        weight = None
         if self.mixup_alpha:
-            draw = draw_mixup(self.mixup_alpha, len(images), self._draw_key(_STREAM_MIXUP))
+            # The same for all ranks and batches of the step: see the module on who blends with whom
+            weight = draw_weight(self.mixup_alpha, self._draw_key(_STREAM_MIXUP))
+            images = mix_images(images, weight)
         with self.device.autocast(self.amp_dtype):
-            logits = self.forward(images if draw is None else mix_images(images, draw))
+            logits = self.forward(images)
         logits = logits.float()  # the loss in full precision, on every device
         loss = self.criterion(logits, target)
-        if draw is not None:
+        if weight is not None:
             # Cross entropy is linear in the target distribution: no soft targets are needed.
-            other = self.criterion(logits, partner(target, draw))
-            loss = draw.weight * loss + (1.0 - draw.weight) * other
+            other = self.criterion(logits, partner(target))
+            loss = weight * loss + (1.0 - weight) * other
         return loss, logits
 
     @torch.no_grad()
@@ -387,5 +389,5 @@ class Trainer:
         raise DivergedError(
             f"the loss is not finite (epoch {epoch}, iteration {iteration}, optimizer step "
             f"{self.step}, lr {self.lr(max(self.step - 1, 0)):.6g}); try a lower --lr, a longer "
-            "--warmup or --clip-grad-norm 1; the last checkpoint is from before"
+            "--warmup or --clip-grad-norm 1; a checkpoint that is there is from before"
         )

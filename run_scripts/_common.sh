@@ -75,32 +75,40 @@ train() {
         "$IMAGENET_TRAIN_DATASET" --raport-file raport.json --device "$device" "${flags[@]}" "$@"
 }
 
-# find_checkpoint [PATH]: prints the checkpoint in a run's folder, the file itself, or the newest
-# best one below models/.
-find_checkpoint() {
-    local candidate newest=""
-    if [ -n "${1:-}" ]; then
-        for candidate in "$1" "$1/model_best.pth.tar" "$1/checkpoint.pth.tar"; do
-            if [ -f "$candidate" ]; then
-                echo "$candidate"
-                return
-            fi
-        done
-        echo "$NAME: no checkpoint: $1 is neither a file nor a folder with" \
-            "model_best.pth.tar or checkpoint.pth.tar; train first or name another one" >&2
-        return 4
-    fi
-    for candidate in "$ROOT"/models/*/model_best.pth.tar; do
-        if [ -f "$candidate" ] && { [ -z "$newest" ] || [ "$candidate" -nt "$newest" ]; }; then
-            newest=$candidate
+# newest FILE...: prints the newest of those that exist, if any.
+newest() {
+    local candidate found=""
+    for candidate in "$@"; do
+        if [ -f "$candidate" ] && { [ -z "$found" ] || [ "$candidate" -nt "$found" ]; }; then
+            found=$candidate
         fi
     done
-    if [ -z "$newest" ]; then
-        echo "$NAME: no checkpoint: there is no $ROOT/models/*/model_best.pth.tar; train first or" \
-            "name a checkpoint: bash run_scripts/$NAME.sh PATH" >&2
-        return 4
+    if [ -n "$found" ]; then echo "$found"; fi
+}
+
+# find_checkpoint [PATH]: prints the file itself, the checkpoint of a run's folder, or the newest
+# best one below models/. With --seeds the runs lie in seed_* folders: the newest best one wins.
+find_checkpoint() {
+    local best=model_best.pth.tar last=checkpoint.pth.tar found
+    if [ -z "${1:-}" ]; then
+        found=$(newest "$ROOT"/models/*/"$best" "$ROOT"/models/*/seed_*/"$best")
+        if [ -z "$found" ]; then
+            echo "$NAME: no checkpoint: there is no $best in $ROOT/models/* or models/*/seed_*;" \
+                "train first or name a checkpoint: bash run_scripts/$NAME.sh PATH" >&2
+            return 4
+        fi
+    elif [ -f "$1" ]; then
+        found=$1
+    else
+        found=$(newest "$1/$best" "$1"/seed_*/"$best")
+        if [ -z "$found" ]; then found=$(newest "$1/$last" "$1"/seed_*/"$last"); fi
+        if [ -z "$found" ]; then
+            echo "$NAME: no checkpoint: $1 is neither a file nor a folder with $best or $last" \
+                "in it or in its seed_* folders; train first or name another one" >&2
+            return 4
+        fi
     fi
-    echo "$newest"
+    echo "$found"
 }
 
 # infer FLAGS... -- [WORKSPACE or CHECKPOINT] [EXTRA FLAGS...]: becomes one process of main.py.

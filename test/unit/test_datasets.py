@@ -287,6 +287,17 @@ def test_bad_lines(pets: Path, line: str | bytes, message: str) -> None:
     fails(message, pets)
 
 
+@pytest.mark.parametrize(("cat", "dog", "eel"), [("0", "1", "2"), ("cat", "dog", "eel")])
+def test_an_image_with_two_labels(pets: Path, monkeypatch, cat: str, dog: str, eel: str) -> None:
+    lines = [f"cat/1.jpg {cat}", "# comment", "", f"dog/3.png {dog}", f"./cat/1.jpg {cat}"]
+    write_list(pets, "train", *lines, f"cat/1.jpg {dog}", f"cat/1.jpg {eel}", f"dog/3.png {cat}")
+    fails("two labels, lines 4 and 8: dog/3.png, lines 5 and 6: cat/1.jpg, lines 6 and 7: ", pets)
+    write_list(pets, "train", *lines)  # the same label again does no harm
+    assert len(load_split(pets, "train")) == 3
+    monkeypatch.setattr(list_files, "hash", lambda path: 7, raising=False)
+    assert len(load_split(pets, "train")) == 3  # nor do other paths of the same hash
+
+
 def test_first_line_missing_and_empty_lists(pets: Path) -> None:
     write_list(pets, "train", "cow/1.jpg 0")
     fails("line 1: no such file, neither below .*/train nor below", pets)

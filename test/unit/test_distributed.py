@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from image_classification import distributed
@@ -19,7 +21,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -57,15 +59,57 @@ def test_a_slurm_batch_script_without_srun_is_one_process(monkeypatch: pytest.Mo
     assert distributed.read_launch().world_size == 1
 
 
-@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK"])
+SINGLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+PAIR = {**SINGLE, "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+STEP = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("given", "changed", "text"),
+    [
+        (PAIR, {"RANK": None}, "RANK is missing"),
+        (PAIR, {"LOCAL_RANK": None}, "LOCAL_RANK is missing"),
+        (PAIR, {"MASTER_ADDR": None}, "MASTER_ADDR is missing"),
+        (PAIR, {"MASTER_PORT": None}, "MASTER_PORT is missing"),
+        (PAIR, {"MASTER_PORT": "http"}, "MASTER_PORT='http': expected a whole number"),
+        (PAIR, {"MASTER_PORT": "70000"}, "MASTER_PORT=70000: expected 1..65535"),
+        (PAIR, {"WORLD_SIZE": "two"}, "WORLD_SIZE='two': expected a whole number"),
+        (PAIR, {"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 must be at least 0"),
+        (PAIR, {"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0 at least 1"),
+        (STEP, {"SLURM_STEP_NUM_TASKS": "abc"}, "SLURM_STEP_NUM_TASKS='abc': expected a whole"),
+        (STEP, {"SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS='': expected a whole number"),
+        (STEP, {"SLURM_PROCID": None}, "SLURM_PROCID is missing"),
+        (STEP, {"SLURM_LOCALID": "x"}, "SLURM_LOCALID='x': expected a whole number"),
+        (STEP, {"SLURM_JOB_ID": "x"}, "SLURM_JOB_ID='x': expected a whole number"),
+        (STEP, {"SLURM_PROCID": "2"}, r"RANK=2 is outside 0\.\.1"),
+    ],
+)
 def test_an_incomplete_launcher_is_a_usage_error(
-    monkeypatch: pytest.MonkeyPatch, missing: str
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, str],
+    changed: dict[str, str | None],
+    text: str,
 ) -> None:
-    for name, value in zip(NAMES[:3], ("0", "0", "2"), strict=True):
-        if name != missing:
+    for name, value in (given | changed).items():
+        if value is not None:
             monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=f"'{missing}'"):
+    with pytest.raises(UsageError, match=text) as caught:
         distributed.read_launch()
+    assert "start with `python multiproc.py" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_launcher_of_one_process_needs_no_meeting_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SINGLE.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.read_launch() == Launch(0, 0, 1, 1, "multiproc/torchrun", "")
+
+
+def test_a_slurm_step_without_a_list_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.read_launch() == Launch(0, 0, 2, 2, "slurm", "127.0.0.1")
+    assert os.environ["MASTER_PORT"] == "20000"
 
 
 def test_a_rank_outside_the_world(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,44 +1,58 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""MixUp: the draw is a function of its key, the blend is the paper's."""
+"""MixUp: the weight is a function of its key, the blend is the paper's and divides over ranks."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from image_classification.mixup import MixDraw, draw_mixup, mix_images, partner
+from image_classification.mixup import draw_weight, mix_images, partner
 
 
-def test_the_draw_depends_on_the_key_alone() -> None:
-    assert draw_mixup(0.2, 8, 123) == draw_mixup(0.2, 8, 123)
-    draws = [draw_mixup(0.2, 8, key) for key in range(200)]
-    assert len({draw.weight for draw in draws}) == 200
-    assert {draw.shift for draw in draws} == set(range(1, 8))
+def test_the_weight_depends_on_the_key_alone() -> None:
+    assert draw_weight(0.2, 123) == draw_weight(0.2, 123)
+    assert len({draw_weight(0.2, key) for key in range(200)}) == 200
 
 
 def test_weights_follow_the_beta_distribution() -> None:
-    weights = np.array([draw_mixup(0.2, 4, key).weight for key in range(4000)])
+    weights = np.array([draw_weight(0.2, key) for key in range(4000)])
     assert abs(weights.mean() - 0.5) < 0.02
     # Variance of Beta(a, a) is 1 / (4 (2 a + 1)).
     assert abs(weights.var() - 1 / (4 * 1.4)) < 0.01
 
 
 def test_images_blend_with_their_partner() -> None:
-    images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 3, 2, 2)
-    mixed = mix_images(images, MixDraw(0.75, 1))
-    own, other = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 2.0, 0.0])
-    assert torch.allclose(mixed[:, 0, 0, 0], 0.75 * own + 0.25 * other)
-    assert partner(torch.tensor([5, 6, 7]), MixDraw(0.75, 1)).tolist() == [6, 7, 5]
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    own, other = torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([1.0, 0.0, 3.0, 2.0])
+    before = images.clone()
+    assert torch.allclose(mix_images(images, 0.75)[:, 0, 0, 0], 0.75 * own + 0.25 * other)
+    assert torch.equal(images, before)
+    assert torch.equal(mix_images(images, 1.0), images)
+    assert partner(torch.tensor([5, 6, 7, 8])).tolist() == [6, 5, 8, 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_parts_of_a_batch_blend_as_the_whole(dtype: torch.dtype) -> None:
+    images, target = torch.randn(24, 3, 5, 5).to(dtype), torch.arange(24)
+    for size in (2, 4, 6, 8, 12):
+        parts = [mix_images(part, 0.3) for part in images.split(size)]
+        assert torch.equal(torch.cat(parts), mix_images(images, 0.3))
+        assert torch.equal(torch.cat([partner(part) for part in target.split(size)]),
+                           partner(target))  # fmt: skip
 
 
 def test_the_memory_format_stays() -> None:
-    images = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)
-    assert mix_images(images, MixDraw(0.4, 2)).is_contiguous(memory_format=torch.channels_last)
+    for count in (4, 5):
+        images = torch.randn(count, 3, 8, 8).to(memory_format=torch.channels_last)
+        assert mix_images(images, 0.4).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_single_image_stays_as_it_is() -> None:
-    draw = draw_mixup(0.2, 1, 5)
-    images = torch.randn(1, 3, 4, 4)
-    assert draw.shift == 0
-    assert torch.allclose(mix_images(images, draw), images)
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_last_image_of_an_odd_batch_stays_as_it_is(count: int) -> None:
+    images = torch.randn(count, 3, 4, 4)
+    mixed = mix_images(images, 0.4)
+    assert torch.equal(mixed[-1], images[-1])
+    assert torch.equal(mixed[:-1], mix_images(images[:-1], 0.4))
+    assert partner(torch.arange(count)).tolist() == {1: [0], 5: [1, 0, 3, 2, 4]}[count]

@@ -154,7 +154,9 @@ def test_missing_data_set(tmp_path: Path, fake_python: str, name: str, env: dict
         ["bash", str(ROOT / f"run_scripts/{name}.sh")], tmp_path, PYTHON=fake_python, **env
     )
     assert result.returncode == 3
-    assert result.stderr == "please set environment variable IMAGENET_TRAIN_DATASET.\n"
+    original, cure = result.stderr.splitlines()
+    assert original == "please set environment variable IMAGENET_TRAIN_DATASET."
+    assert "source env.sh" in cure
     assert result.stdout == ""
 
 
@@ -199,7 +201,7 @@ def test_python_of_the_environment_is_preferred(
 
 def add_run(folder: Path, name: str, *files: str, age: int = 0) -> Path:
     run_folder = folder / "models" / name
-    run_folder.mkdir(parents=True)
+    run_folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         (run_folder / file).touch()
         os.utime(run_folder / file, (1_700_000_000 - age,) * 2)
@@ -242,6 +244,25 @@ def test_inference_takes_what_is_named(
     options = options_of(argv)
     assert options.resume == expected and f"evaluating {expected}\n" == result.stderr
     assert (options.batch_size, options.device) == (7, "cpu")
+
+
+def test_inference_finds_the_runs_of_seeds(package: Path, fake_python: str) -> None:
+    add_run(package, "a", BEST, age=20)
+    add_run(package, "seeds/seed_0", BEST, age=5)
+    newest = add_run(package, "seeds/seed_1", BEST, age=1) / BEST
+    add_run(package, "last/seed_7", LAST, age=0)
+    settings = {"cwd": package, "package": package, "PYTHON": fake_python}
+    expected = {
+        "": str(newest), "models/seeds": f"models/seeds/seed_1/{BEST}",
+        "models/seeds/seed_0": f"models/seeds/seed_0/{BEST}",
+        "models/last": f"models/last/seed_7/{LAST}",
+    }  # fmt: skip
+    for named, path in expected.items():
+        argv, _ = recipe(INFER, *filter(None, [named]), **settings)
+        assert options_of(argv).resume == path
+    own = add_run(package, "seeds", BEST) / BEST  # newer than those of the seeds
+    argv, _ = recipe(INFER, str(own.parent), **settings)
+    assert options_of(argv).resume == str(own)
 
 
 @pytest.mark.parametrize(("precision", "flag"), [("FP16", "fp16"), ("AMP", "amp")])
@@ -366,6 +387,22 @@ def test_docker_errors(
     result = run(command, tmp_path, HOST_ROOT=str(tmp_path), **env)
     assert result.returncode == code
     assert words in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["data", "model", "above"])
+def test_docker_refuses_a_folder_with_a_colon(tmp_path: Path, place: str) -> None:
+    good, bad = tmp_path / "good", tmp_path / "a:b"
+    good.mkdir()
+    bad.mkdir()
+    folders = {"data": [bad, good], "model": [good, bad], "above": ["."]}[place]
+    command = ["bash", str(ROOT / "run_docker.sh"), "--dry-run", "image", *map(str, folders)]
+    result = run(command, bad, HOST_ROOT=str(tmp_path))
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "':' cannot be given to docker -v" in line and str(bad) in line
+    (tmp_path / "link").symlink_to(bad)
+    words, _ = docker(tmp_path, "image", "link", "good")
+    assert pairs(words, "-v")[0] == f"{tmp_path}/link:{tmp_path}/link"
 
 
 def test_docker_start_runs_docker(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from image_classification.device import Device
 from image_classification.ema import ModelEma
 from image_classification.errors import DivergedError, UsageError
 from image_classification.logger import Logger
-from image_classification.mixup import draw_mixup, partner
+from image_classification.mixup import draw_weight, partner
 from image_classification.training import _STREAM_MIXUP, Trainer, accumulation_steps
 
 CLASSES = 5
@@ -161,10 +161,31 @@ def test_mixup_loss_is_that_of_soft_targets() -> None:
     trainer = make_trainer(make_net(norm=False), mixup_alpha=0.4)
     (images, target), = make_batches(1, 6).batches
     loss, logits = trainer._forward_loss(images, target)
-    draw = draw_mixup(0.4, 6, trainer._draw_key(_STREAM_MIXUP))
+    weight = draw_weight(0.4, trainer._draw_key(_STREAM_MIXUP))
     one_hot = nn.functional.one_hot(target, CLASSES).float()
-    soft = draw.weight * one_hot + (1 - draw.weight) * partner(one_hot, draw)
+    soft = weight * one_hot + (1 - weight) * partner(one_hot)
     assert loss.item() == pytest.approx(trainer.criterion(logits, soft).item(), rel=1e-5)
+
+
+def test_mixup_is_the_same_for_any_division_of_the_global_batch() -> None:
+    def trainer(**options: Any) -> Trainer:
+        return make_trainer(make_net(norm=False), mixup_alpha=1.0, seed=4, **options)
+
+    whole, parts = trainer(), trainer(accumulation_steps=3)
+    for images, target in make_batches(3, 12):
+        # Two ranks: the gradients' mean is that of the whole batch if the losses' mean is.
+        ranks = [trainer(rank=rank, world_size=2) for rank in range(2)]
+        halves = []
+        for rank, image, label in zip(ranks, images.split(6), target.split(6), strict=True):
+            rank.model.load_state_dict(whole.model.state_dict())
+            rank.step = whole.step
+            halves.append(rank._forward_loss(image, label)[0].item())
+        loss = run_epoch(whole, Batches([(images, target)]))["train.loss"]
+        small = Batches(list(zip(images.split(4), target.split(4), strict=True)))
+        assert run_epoch(parts, small)["train.loss"] == pytest.approx(loss, rel=1e-5)
+        assert sum(halves) / 2 == pytest.approx(loss, rel=1e-5)
+    for mine, theirs in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
 
 
 def test_clipping_limits_the_update() -> None:
