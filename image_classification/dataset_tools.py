@@ -3,8 +3,10 @@
 """Tools for whole data sets.
 
     python -m image_classification.dataset_tools check DIR [--list FILE] [-j N]
+    python -m image_classification.dataset_tools pack SRC DST [--short-side 400] [--quality 90]
 
-check decodes every image of train and val and reports those that cannot be read.
+check decodes every image of train and val and reports those that cannot be read. pack writes them
+as smaller JPEGs into a few large files, which every backend reads like a folder.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ from image_classification.affinity import default_threads
 from image_classification.atomic_file import atomic_file
 from image_classification.data_index import ImageIndex, printable
 from image_classification.datasets import load_split
-from image_classification.errors import DataError, UserError
+from image_classification.errors import DataError, UsageError, UserError
 from image_classification.fast_loader.native import CROP, NativeDecoder, Status, load_core
 from image_classification.image_reading import pixel_limit, read_image
 from image_classification.option_parser import OptionParser
+from image_classification.packing import PackSettings, pack_split
 
 _BATCH = 256
 _SIDE = 8  # of the pixels that a check makes and throws away
@@ -113,17 +116,8 @@ def check(data: Path, threads: int, out: TextIO) -> CheckReport:
     Raises:
         DataError: Neither split can be indexed.
     """
-    report, splits, problems = CheckReport(), [], []
-    for split in ("train", "val"):
-        try:
-            splits.append(load_split(data, split))
-        except DataError as error:
-            problems.append(str(error))
-    if not splits:
-        raise DataError(problems[0])
-    for problem in problems:
-        print(f"Warning: {problem}", file=out)
-    for index in splits:
+    report = CheckReport()
+    for index in _splits(data, out):
         for done in check_index(index, threads, report):
             if out.isatty():
                 out.write(f"\r{index.split}: {done}/{len(index)}, {len(report.bad)} bad ")
@@ -141,6 +135,48 @@ def check(data: Path, threads: int, out: TextIO) -> CheckReport:
     return report
 
 
+def _splits(data: Path, out: TextIO) -> list[ImageIndex]:
+    """The splits of a data folder; a missing one is a warning."""
+    splits, problems = [], []
+    for split in ("train", "val"):
+        try:
+            splits.append(load_split(data, split))
+        except DataError as error:
+            problems.append(str(error))
+    if not splits:
+        raise DataError(problems[0])
+    for problem in problems:
+        print(f"Warning: {problem}", file=out)
+    return splits
+
+
+def pack(source: Path, target: Path, settings: PackSettings, threads: int, out: TextIO) -> None:
+    """Pack both splits of a data folder, as far as they are there.
+
+    Args:
+        source: Folder with train/ and val/, or lists.
+        target: Folder for the packed data; made if it is missing.
+        settings: Size and quality.
+        threads: Threads, >= 1.
+        out: For the progress and the result.
+
+    Raises:
+        DataError: Neither split can be indexed, or none of its images can be read.
+        UsageError: The target cannot be written.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be made ({error.strerror})") from error
+    for index in _splits(source, out):
+        for done, problems in pack_split(index, target, settings, threads):
+            for problem in problems:
+                print(f"left out: {problem}", file=out)
+            print(f"{index.split}: {done}/{len(index)} images", file=out, flush=True)
+    size = sum(path.stat().st_size for path in target.glob("*.pack"))
+    print(f"{target}: {size / 1e6:.0f} MB; give this folder to main.py as DIR", file=out)
+
+
 def build_parser() -> OptionParser:
     """Declare the options."""
     parser = OptionParser(
@@ -153,12 +189,28 @@ def build_parser() -> OptionParser:
     add.add_argument("data", type=Path, metavar="DIR", help="folder with train/ and val/, or lists")
     add.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: all cores)")
     add.add_argument("--list", type=Path, metavar="FILE", help="write path and reason of bad files")
+    add = commands.add_parser("pack", help="write smaller JPEGs into a few large files")
+    add.add_argument("source", type=Path, metavar="SRC", help="folder with train/ and val/")
+    add.add_argument("target", type=Path, metavar="DST", help="folder for the packed data")
+    add.add_argument(
+        "--short-side",
+        type=int,
+        default=400,
+        metavar="PX",
+        help="short side that larger images are reduced to (default: 400)",
+    )
+    add.add_argument("--quality", type=int, default=90, help="JPEG quality (default: 90)")
+    add.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: all cores)")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
     threads = options.workers or default_threads("none", 1, computes=False)
+    if options.command == "pack":
+        settings = PackSettings(options.short_side, options.quality)
+        pack(options.source, options.target, settings, threads, sys.stdout)
+        return 0
     report = check(options.data, threads, sys.stdout)
     if options.list is not None:
         lines = [f"{printable(path, 4096)}\t{reason}\n" for path, reason in report.bad]

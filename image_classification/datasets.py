@@ -19,6 +19,7 @@ from image_classification.data_index import ImageIndex, few, printable, scan_cla
 from image_classification.errors import DataError
 from image_classification.index_cache import load_index, save_index
 from image_classification.list_files import ImageList, read_class_names, read_image_list
+from image_classification.packing import packed_index
 from image_classification.samples import SAMPLES, Sample, prepare_sample
 
 __all__ = [
@@ -205,6 +206,8 @@ def _read_part(data: Path, split: str, layout: str) -> _Part:
                 "'relative/path label' per image there"
             )
         return _list_part(read_image_list(list_path, data, split), split)
+    if layout == "auto" and (packed := packed_index(data, split)) is not None:
+        return _Part(packed)
     folder = data / split
     if not folder.is_dir():
         raise DataError(_missing_split_text(data, split))

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -18,6 +20,8 @@ from image_classification.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_PACKED = re.compile(rb"(.+\.pack)@([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL)
 
 # "triangular" is DALI's name of the antialiased bilinear filter.
 FILTERS = {
@@ -48,7 +52,7 @@ def open_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = 
     """
     # Decoders raise nearly anything on hostile files: struct.error, SyntaxError, MemoryError, ...
     try:
-        image = Image.open(source)
+        image = Image.open(_unpacked(source))
     except Exception as error:
         raise _unreadable(source, name, _reason(error)) from error
     limit = pixel_limit()
@@ -57,6 +61,18 @@ def open_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = 
         pixels = f"{image.width} x {image.height} pixels are above the limit of {limit}"
         raise _unreadable(source, name, pixels)
     return image
+
+
+def _unpacked(source: Any) -> Any:
+    """A packed image (`<shard>.pack@<offset>+<length>`, see packing) as a file in memory."""
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        return source
+    match = _PACKED.fullmatch(os.fsencode(source))
+    if match is None:
+        return source
+    with open(match[1], "rb") as shard:
+        shard.seek(int(match[2]))
+        return io.BytesIO(shard.read(int(match[3])))
 
 
 def decode_image(image: Any, source: Any, name: str | None = None) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import time
 import zipfile
@@ -21,6 +20,12 @@ import numpy as np
 
 from image_classification.atomic_file import atomic_file
 from image_classification.data_index import ImageIndex
+from image_classification.index_arrays import (
+    array_names,
+    index_arrays,
+    index_from_arrays,
+    names_array,
+)
 from image_classification.user_cache import cache_folder
 
 # A scan of fewer images takes less than a second.
@@ -41,18 +46,10 @@ def load_index(root: Path, split: str) -> ImageIndex | None:
     """The remembered index of a split's folder, None where there is none that is still true."""
     try:
         with np.load(_file_of(root, split), allow_pickle=False) as saved:
-            folders, times = json.loads(saved["folders"].tobytes()), saved["times"]
+            folders, times = array_names(saved["folders"]), saved["times"]
             if any(_time_of(path) != time for path, time in zip(folders, times, strict=True)):
                 return None
-            return ImageIndex(
-                root=root,
-                labels=saved["labels"],
-                classes=json.loads(saved["classes"].tobytes()),
-                path_bytes=saved["path_bytes"],
-                path_offsets=saved["path_offsets"],
-                split=split,
-                source="folder",
-            )
+            return index_from_arrays(saved, root, split)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # no such file, or not one of ours
 
@@ -76,18 +73,10 @@ def save_index(index: ImageIndex, folders: Iterable[str]) -> None:
         with atomic_file(target) as file:
             np.savez(
                 file,
-                labels=index.labels,
-                path_bytes=index.path_bytes,
-                path_offsets=index.path_offsets,
-                classes=_json(index.classes),
-                folders=_json(folders),
+                **index_arrays(index),
+                folders=names_array(folders),
                 times=np.array(times, dtype=np.int64),
             )
-
-
-def _json(names: list[str]) -> np.ndarray:
-    # Surrogates stand for bytes of file names that are not UTF-8; escapes keep them.
-    return np.frombuffer(json.dumps(names).encode("ascii"), dtype=np.uint8)
 
 
 def _time_of(folder: str) -> int | None:

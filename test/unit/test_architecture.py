@@ -19,7 +19,7 @@ LEVELS: dict[int, set[str]] = {
         "device", "device_table", "device_telemetry", "atomic_file", "progress", "affinity",
         "data_index", "list_files", "samples", "datasets", "batch_schedule", "image_reading",
         "device_feed", "cpu_features", "safe_load", "sample_reader", "bad_images", "option_parser",
-        "index_cache", "user_cache", "models"},
+        "index_cache", "index_arrays", "user_cache", "packing", "models"},
     1: {"distributed", "logger", "dlll_log", "log_sinks"},
     2: {"checkpoint", "pretrained", "loader_worker", "pytorch_loader", "synthetic_loader",
         "fast_loader", "dataloaders", "workspace"},

@@ -6,11 +6,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from loader_helpers import make
 from PIL import Image
 from runs import write_images
 
-from image_classification import dataset_tools
+from image_classification import dataset_tools, packing
+from image_classification.augmentation import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TrainPreset,
+    epoch_order,
+)
+from image_classification.datasets import load_splits
+from image_classification.errors import DataError
+from image_classification.image_reading import read_image
+from image_classification.sample_reader import SampleReader
 
 
 @pytest.fixture
@@ -53,3 +66,94 @@ def test_one_split_is_enough(images: Path, capsys) -> None:
 def test_bad_options_are_one_line(capsys) -> None:
     assert dataset_tools.main(["chek"]) == 2
     assert "COMMAND: invalid choice: 'chek'" in capsys.readouterr().err
+
+
+# ---- packing -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packed(images: Path, tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 10)
+    assert dataset_tools.main(["pack", str(images), str(tmp_path / "packed"),
+                               "--short-side", "40", "-j", "2"]) == 0  # fmt: skip
+    return tmp_path / "packed"
+
+
+def test_packed_images_are_read_like_a_folder(images: Path, packed: Path) -> None:
+    assert sorted(path.name for path in packed.glob("*.pack")) == [
+        "train-00000.pack", "train-00001.pack", "train-00002.pack",
+        "val-00000.pack", "val-00001.pack",
+    ]  # fmt: skip
+    plain = load_splits(images, train=True, val=True)
+    small = load_splits(packed, train=True, val=True)
+    assert small.classes == plain.classes
+    for one, other in ((small.train, plain.train), (small.val, plain.val)):
+        assert one is not None and other is not None
+        assert one.labels.tolist() == other.labels.tolist()
+    assert small.train is not None and plain.train is not None
+    with read_image(small.train.path(13)) as image, read_image(plain.train.path(13)) as original:
+        assert min(image.size) == 40 and min(original.size) == 80
+        shrunk = original.resize(image.size)
+        assert np.abs(np.asarray(image, dtype=int) - np.asarray(shrunk)).mean() < 12
+
+
+@pytest.mark.parametrize("backend", ["fast", "pytorch"])
+def test_every_backend_reads_packed_images(packed: Path, backend: str) -> None:
+    index = load_splits(packed, train=True, val=False).train
+    preset = TrainPreset(image_size=24)
+    loader = make(index, preset, backend=backend)
+    found = torch.cat([images.clone() for images, _ in loader])
+    loader.close()
+    reader, images = SampleReader(index, preset, 3), np.zeros((24, 24, 24, 3), dtype=np.uint8)
+    for place, i in enumerate(epoch_order(3, 0, 24, True)):
+        reader.read(0, int(i), images[place])
+    expected = (images - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    assert np.abs(found.permute(0, 2, 3, 1).numpy() - expected).mean() < 0.02
+    if backend == "fast":
+        assert loader.fallbacks == 0
+
+
+def test_an_interrupted_packing_goes_on(images: Path, packed: Path, capsys) -> None:
+    stamps = {path: path.stat().st_mtime_ns for path in packed.glob("*.pack")}
+    lost = packed / "train-00001.pack"
+    content = lost.read_bytes()
+    lost.write_bytes(content[:-1])
+    (packed / "train.packed.npz").unlink()
+    arguments = ["pack", str(images), str(packed), "--short-side", "40"]
+    assert dataset_tools.main(arguments) == 0
+    assert lost.read_bytes() == content
+    again = {path: path.stat().st_mtime_ns for path in packed.glob("*.pack")}
+    assert {path for path in stamps if stamps[path] != again[path]} == {lost}
+    assert dataset_tools.main([*arguments[:-1], "30"]) == 0  # other settings: all anew
+    assert all(path.stat().st_mtime_ns != again[path] for path in again)
+
+
+def test_what_cannot_be_read_is_left_out(images: Path, tmp_path: Path, capsys) -> None:
+    (images / "train/class_1/3.jpg").write_bytes(b"no image")
+    assert dataset_tools.main(["pack", str(images), str(tmp_path / "packed")]) == 0
+    assert "left out: cannot read image" in capsys.readouterr().out
+    index = load_splits(tmp_path / "packed", train=True, val=False).train
+    assert index is not None and len(index) == 23 and (index.labels == 1).sum() == 7
+
+
+def test_damage_to_packed_data_is_one_line(packed: Path) -> None:
+    (packed / "val-00001.pack").unlink()
+    with pytest.raises(DataError, match=r"val-00001.pack is missing or damaged; pack"):
+        load_splits(packed, train=False, val=True)
+    (packed / "train.packed.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match=r"train.packed.npz is damaged"):
+        load_splits(packed, train=True, val=False)
+
+
+@pytest.mark.parametrize("flags, text", [(["--quality", "96"], "between 1 and 95"),
+                                         (["--short-side", "0"], "at least 1")])  # fmt: skip
+def test_bad_pack_settings(images: Path, tmp_path: Path, capsys, flags, text) -> None:
+    assert dataset_tools.main(["pack", str(images), str(tmp_path / "packed"), *flags]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_names_that_only_look_packed(tmp_path: Path) -> None:
+    """A file whose name ends like a packed image's is nobody's shard."""
+    path = tmp_path / "x.pack@1+y"
+    Image.new("RGB", (8, 8)).save(path, "PNG")
+    assert read_image(path).size == (8, 8)

@@ -53,7 +53,7 @@ void BatchDecoder::load(Image& image) {
                 spare_.pop_back();
             }
         }
-        image.status = read_file(image.path.c_str(), image.content, image.size);
+        image.status = read_file(image.path, image.content, image.size);
         image.error = image.status == Status::kCannotRead ? errno : 0;
     }
     if (image.status == Status::kOk)

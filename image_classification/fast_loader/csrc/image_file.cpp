@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <new>
+#include <string>
 
 namespace fast_loader {
 
@@ -28,10 +29,39 @@ private:
     int descriptor_;
 };
 
-Status read_all(int descriptor, uint8_t* to, size_t& size) {
+// A part of a file; the whole of it where length is negative.
+struct Part {
+    std::string file;
+    int64_t offset = 0, length = -1;
+};
+
+// Reads digits up to `end`; -1 where there are none, too many or something else.
+int64_t number_of(const char* text, const char* end) {
+    if (text == end || end - text > 18) return -1;
+    int64_t number = 0;
+    for (; text < end; ++text) {
+        if (*text < '0' || *text > '9') return -1;
+        number = number * 10 + (*text - '0');
+    }
+    return number;
+}
+
+Part part_of(const std::string& path) {
+    static const std::string mark = ".pack@";
+    const size_t at = path.rfind(mark), plus = path.rfind('+');
+    if (at == std::string::npos || plus == std::string::npos || plus < at) return {path, 0, -1};
+    const char* text = path.data();
+    const int64_t offset = number_of(text + at + mark.size(), text + plus);
+    const int64_t length = number_of(text + plus + 1, text + path.size());
+    if (offset < 0 || length < 0) return {path, 0, -1};
+    return {path.substr(0, at + mark.size() - 1), offset, length};
+}
+
+Status read_all(int descriptor, int64_t offset, uint8_t* to, size_t& size) {
     size_t done = 0;
     while (done < size) {
-        const ssize_t got = read(descriptor, to + done, size - done);
+        const ssize_t got = pread(descriptor, to + done, size - done,
+                                  static_cast<off_t>(offset + static_cast<int64_t>(done)));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return Status::kCannotRead;
         if (got == 0) break;  // shorter than a moment ago
@@ -43,9 +73,10 @@ Status read_all(int descriptor, uint8_t* to, size_t& size) {
 
 }  // namespace
 
-Status read_file(const char* path, ByteBuffer& content, size_t& size) {
+Status read_file(const std::string& path, ByteBuffer& content, size_t& size) {
     size = 0;
-    const File file(path);
+    const Part part = part_of(path);
+    const File file(part.file.c_str());
     if (file.descriptor() < 0) return Status::kCannotRead;
     struct stat info {};
     if (fstat(file.descriptor(), &info) != 0) return Status::kCannotRead;
@@ -53,15 +84,16 @@ Status read_file(const char* path, ByteBuffer& content, size_t& size) {
         errno = S_ISDIR(info.st_mode) ? EISDIR : EINVAL;
         return Status::kCannotRead;
     }
-    if (info.st_size > kMaxFileBytes) return Status::kTooLarge;
+    const int64_t length = part.length < 0 ? info.st_size : part.length;
+    if (length > kMaxFileBytes) return Status::kTooLarge;
     try {
-        const auto bytes = static_cast<size_t>(info.st_size);
+        const auto bytes = static_cast<size_t>(length);
         content.reserve(bytes);
         size = bytes;
     } catch (const std::bad_alloc&) {
         return Status::kOutOfMemory;
     }
-    return read_all(file.descriptor(), content.data(), size);
+    return read_all(file.descriptor(), part.offset, content.data(), size);
 }
 
 }  // namespace fast_loader

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "byte_buffer.h"
 #include "status.h"
@@ -14,7 +15,8 @@ namespace fast_loader {
 // Larger files are refused: no photograph comes near.
 constexpr int64_t kMaxFileBytes = int64_t{1} << 30;
 
-// Reads a whole file. Returns kCannotRead (errno says why), kTooLarge or kOutOfMemory.
-Status read_file(const char* path, ByteBuffer& content, size_t& size);
+// Reads a whole file, or, for a path of the form <shard>.pack@<offset>+<length>, that part of the
+// shard. Returns kCannotRead (errno says why), kTooLarge or kOutOfMemory.
+Status read_file(const std::string& path, ByteBuffer& content, size_t& size);
 
 }  // namespace fast_loader
