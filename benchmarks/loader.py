@@ -39,6 +39,7 @@ from image_classification.device import Device
 from image_classification.errors import DataError
 from image_classification.fast_loader.native import CROP, NativeDecoder, Status, kernel_names
 from image_classification.image_reading import read_image, train_pixels
+from image_classification.packing import packed_index
 
 BASELINE = "pillow"
 PARTS = ("core", "end-to-end")
@@ -51,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("directory", metavar="DIR", type=Path, help="folder with images, searched at any depth")
     add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="default: all")
+    add(
+        "--packed",
+        type=Path,
+        metavar="DIR",
+        help="also our core on this folder that dataset_tools pack made of the same files",
+    )
     add("--image-size", type=int, default=224, metavar="PX", help="default: 224")
     add("--batch-size", type=int, default=64, metavar="N", help="default: 64")
     add("--rounds", type=int, default=5, metavar="N", help="default: 5")
@@ -84,12 +91,13 @@ class Crops:
     """
 
     def __init__(self, index: ImageIndex, batch_size: int) -> None:
-        self.contents = [Path(index.path(i)).read_bytes() for i in range(len(index))]
-        sizes = []
-        for i in range(len(index)):
-            with read_image(index.path(i)) as image:
-                sizes.append(image.size)
-        self.sizes = np.array(sizes)
+        decoder = NativeDecoder(1)
+        batch = decoder.load(index.paths(range(len(index))))
+        batch.wait()
+        self.contents = [batch.content(i) for i in range(len(index))]
+        self.sizes = np.stack([batch.widths, batch.heights], axis=1)
+        batch.free()
+        decoder.close()
         self.batch_size = batch_size
 
     def batch(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
@@ -257,6 +265,16 @@ def compare_on_one_core(args: argparse.Namespace, crops: Crops) -> measure.Compa
         measure.Contender(f"ours {name}", "C++ core", _maker(NativeRunner, name, crops, side))
         for name in ("avx512", "avx2", "neon", "plain")
     ]
+    if args.packed is not None:
+        packed = packed_index(args.packed, "train")
+        if packed is None:
+            raise DataError(f"{args.packed} holds no train.packed.npz")
+        small = Crops(packed, args.batch_size)
+        contenders.append(
+            measure.Contender(
+                "ours packed", "", _maker(NativeRunner, kernel_names()[0], small, side)
+            )
+        )
     with one_core():
         return _compare(args, contenders)
 
