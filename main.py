@@ -15,6 +15,7 @@ Torch is imported after the options have been checked.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import sys
@@ -555,11 +556,13 @@ def run_seed(
     started = time.perf_counter()
     state, precision = open_run(argparse.Namespace(**vars(args)), launch, device, seed)
     args, logger = state.args, state.logger
-    with tidy(state.workspace, run_files(args)), logger:
+    with tidy(state.workspace, run_files(args)), logger, contextlib.ExitStack() as cleanup:
         # ---- data and model
         splits = load_data(state)
         model = build_model(state, splits.num_classes)
         loaders = build_loaders(state, splits)
+        for loader in loaders.values():
+            cleanup.callback(loader.close)
         logger.parameters({**vars(args), "seed": state.seed, "num_classes": splits.num_classes,
                            "processes": launch.world_size, "device_name": device.name,
                            "torch": torch.__version__})

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import weakref
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ class NativeDecoder:
         self._core: Any = core
         self._handle: Any = handle
         self._open: set[NativeBatch] = set()
+        # At the latest at the interpreter's exit: threads that run on meanwhile can crash it.
+        self._end = weakref.finalize(self, _end, core, handle, self._open)
 
     def load(self, paths: list[bytes]) -> NativeBatch:
         """Start to read files.
@@ -129,11 +132,14 @@ class NativeDecoder:
 
     def close(self) -> None:
         """Free what is under way and end the threads; safe to call twice."""
-        for batch in list(self._open):
-            batch.free()
-        if self._handle is not None:
-            self._core.fast_loader_close(self._handle)
-            self._handle = None
+        self._end()
+        self._handle = None
+
+
+def _end(core: Any, handle: Any, batches: set[NativeBatch]) -> None:
+    for batch in list(batches):
+        batch.free()
+    core.fast_loader_close(handle)
 
 
 class NativeBatch:
