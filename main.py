@@ -795,8 +795,10 @@ def train_epoch(
         loaders["train"], epoch, epochs=args.epochs, print_freq=args.print_freq,
         logger=state.logger)
     row["train.epoch_time"] = time.perf_counter() - started
-    if advice := waiting_advice(row, args.data_backend, args.workers):
-        state.logger.warning(advice)
+    for line in (loaders["train"].news(),
+                 waiting_advice(row, args.data_backend, args.workers)):
+        if line is not None:
+            state.logger.warning(line)
     distributed.broadcast_buffers(trainer.model)
     top1 = None  # of the average, which comes last, where there is one
     for prefix, model in trainer.models().items() if "val" in loaders else ():

@@ -122,3 +122,31 @@ class BatchSchedule:
         order = epoch_order(self.seed, self.epoch, self._total, self._training)
         for start, size in self.slices():
             yield order[start : start + size]
+
+
+class ScheduledLoader:
+    """The part of a loader that its schedule answers; see `dataloaders.Loader`.
+
+    Args:
+        schedule: Which samples this rank gets, and in which order.
+    """
+
+    def __init__(self, schedule: BatchSchedule) -> None:
+        self._schedule = schedule
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch over all ranks, as used."""
+        return self._schedule.num_samples
+
+    def set_position(self, epoch: int, samples: int) -> None:
+        """See `BatchSchedule.set_position`."""
+        self._schedule.set_position(epoch, samples)
+
+    def __len__(self) -> int:
+        """Batches that this rank yields from the current position to the end of the epoch."""
+        return len(self._schedule)
+
+    def news(self) -> str | None:
+        """A line for the user that was not said before, None if there is none."""
+        return None

@@ -62,6 +62,9 @@ class Loader(Protocol):
         """Yield the rest of the epoch. After its last batch the start of the next epoch is the
         position; an abandoned loop leaves the position where it was."""
 
+    def news(self) -> str | None:
+        """A line for the user that was not said before, None if there is none."""
+
     def close(self) -> None:
         """Free worker processes; call it when the loader is no longer needed."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -272,53 +272,6 @@ class LatencyMeter:
             return None
         at95, at99, at100 = np.quantile(seconds, (0.95, 0.99, 1.0), method="nearest")
         return Latency(statistics.fmean(seconds), float(at95), float(at99), float(at100))
-
-
-class RunningSums:
-    """Named sums over images, on the host, exact for integers.
-
-    Holds what a mean needs (sum and number of images) instead of the mean, so that unequal
-    batches weigh what they should, ranks can be added up and a checkpoint can carry it.
-    """
-
-    def __init__(self) -> None:
-        self.seen = 0
-        self._sums: dict[str, int | float] = {}
-
-    def add(self, seen: int, **sums: int | float) -> None:
-        """Add a batch.
-
-        Args:
-            seen: images of the batch, >= 0.
-            **sums: by name, the sum over the batch: of losses, of correct answers, ...
-        """
-        self.seen += seen
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0) + value
-
-    def total(self, name: str) -> int | float:
-        """The sum over all batches; 0 for a name that was never added."""
-        return self._sums.get(name, 0)
-
-    def mean(self, name: str) -> float | None:
-        """The sum per image; None before the first image."""
-        return self.total(name) / self.seen if self.seen else None
-
-    def percent(self, name: str) -> float | None:
-        """100 x the sum per image, for counts of correct answers; None before the first image."""
-        return 100.0 * self.total(name) / self.seen if self.seen else None
-
-    def state_dict(self) -> dict[str, object]:
-        """JSON types only, for a checkpoint."""
-        return {"seen": self.seen, "sums": dict(self._sums)}
-
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Continue from what `state_dict` returned."""
-        seen, sums = state["seen"], state["sums"]
-        if not isinstance(seen, int) or not isinstance(sums, Mapping):
-            raise ValueError(f"running sums must hold an integer and a mapping; received {state}")
-        self.seen = seen
-        self._sums = dict(sums)
 
 
 class Spread(NamedTuple):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.bad_images import BadImages
-from image_classification.batch_schedule import BatchSchedule
+from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.data_index import ImageIndex, printable
 from image_classification.device_feed import Batch, DeviceFeeder
 from image_classification.errors import DataError, UsageError
@@ -34,7 +34,7 @@ WORKER_POLL_S = 5
 SHARED_MEMORY = "/dev/shm"
 
 
-class PytorchLoader:
+class PytorchLoader(ScheduledLoader):
     """Yields normalised batches on the device; see `dataloaders.Loader` for the contract.
 
     Args:
@@ -72,7 +72,7 @@ class PytorchLoader:
     ) -> None:
         self.notes: list[str] = []
         self.bad = bad
-        self._schedule = schedule
+        super().__init__(schedule)
         self._feeder = feeder
         if isinstance(preset, TrainPreset) and preset.policy is not None:
             require_torchvision(preset.policy)
@@ -106,19 +106,6 @@ class PytorchLoader:
                 generator=torch.Generator(),
                 **options,
             )
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of one epoch over all ranks, as used."""
-        return self._schedule.num_samples
-
-    def set_position(self, epoch: int, samples: int) -> None:
-        """See `BatchSchedule.set_position`."""
-        self._schedule.set_position(epoch, samples)
-
-    def __len__(self) -> int:
-        """Batches that this rank yields from the current position to the end of the epoch."""
-        return len(self._schedule)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the epoch; after its last batch the next epoch is the position."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from image_classification.augmentation import EvalPreset, TrainPreset, hash64
-from image_classification.batch_schedule import BatchSchedule
+from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.device_feed import Batch, DeviceFeeder
 
 # Different images; sample i shows image i modulo this number.
@@ -42,7 +42,7 @@ class SyntheticIndex:
         return [str(label) for label in range(self.num_classes)]
 
 
-class SyntheticLoader:
+class SyntheticLoader(ScheduledLoader):
     """Yields slices of one block of random images; see `dataloaders.Loader` for the contract.
 
     Pixels and labels are hashes, so they are the same on every device. The block repeats the 32
@@ -65,7 +65,7 @@ class SyntheticLoader:
         feeder: DeviceFeeder,
     ) -> None:
         self.notes: list[str] = []
-        self._schedule = schedule
+        super().__init__(schedule)
         shape = (NUM_IMAGES, preset.image_size, preset.image_size, 3)
         seed = schedule.seed
         words = hash64(seed, _STREAM_PIXELS, np.arange(-(-int(np.prod(shape)) // 8)))
@@ -76,19 +76,6 @@ class SyntheticLoader:
         repeats = -(-schedule.batch_size // NUM_IMAGES) + 1
         self._images = torch.cat([images] * repeats)
         self._target = target.repeat(repeats)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of one epoch over all ranks, as used."""
-        return self._schedule.num_samples
-
-    def set_position(self, epoch: int, samples: int) -> None:
-        """See `BatchSchedule.set_position`."""
-        self._schedule.set_position(epoch, samples)
-
-    def __len__(self) -> int:
-        """Batches that this rank yields from the current position to the end of the epoch."""
-        return len(self._schedule)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the epoch; after its last batch the next epoch is the position."""

@@ -28,7 +28,7 @@ from image_classification.augmentation import (
     random_resized_crop_boxes,
 )
 from image_classification.bad_images import BadImages
-from image_classification.batch_schedule import BatchSchedule
+from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.data_index import ImageIndex
 from image_classification.device_feed import Batch, DeviceFeeder
 from image_classification.errors import DataError
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from image_classification.device import Device
 
 
-class FastLoader:
+class FastLoader(ScheduledLoader):
     """Yields normalised batches on the device; see `dataloaders.Loader` for the contract.
 
     Args:
@@ -85,7 +85,8 @@ class FastLoader:
         self.notes: list[str] = []
         self.bad = bad
         self.fallbacks = 0
-        self._schedule = schedule
+        self._told = False
+        super().__init__(schedule)
         self._feeder = feeder
         self._prefetch = prefetch
         threads = max(threads, 1)
@@ -96,23 +97,20 @@ class FastLoader:
         self._decoder: NativeDecoder | None = NativeDecoder(threads, kernels)
         self._python_threads = ThreadPoolExecutor(threads, "pillow")
 
-    @property
-    def num_samples(self) -> int:
-        """Samples of one epoch over all ranks, as used."""
-        return self._schedule.num_samples
-
-    def set_position(self, epoch: int, samples: int) -> None:
-        """See `BatchSchedule.set_position`."""
-        self._schedule.set_position(epoch, samples)
-
-    def __len__(self) -> int:
-        """Batches that this rank yields from the current position to the end of the epoch."""
-        return len(self._schedule)
-
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the epoch; after its last batch the next epoch is the position."""
         yield from self._feeder(self._host_batches(), self._ring.copied)
         self._schedule.advance()
+
+    def news(self) -> str | None:
+        """Once, how many images Pillow had to read."""
+        if self._told or not self.fallbacks:
+            return None
+        self._told = True
+        return (
+            f"{self.fallbacks} images so far were read by Pillow, which is slower: the fast loader "
+            "reads baseline JPEG (python -m image_classification.dataset_tools pack makes them so)"
+        )
 
     def close(self) -> None:
         """End the threads; the loader yields nothing afterwards."""

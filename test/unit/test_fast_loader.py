@@ -151,8 +151,11 @@ def test_streams_change_no_value(photos) -> None:
 def test_other_formats_are_read_by_pillow_and_counted(tmp_path: Path) -> None:
     index = write_greys(tmp_path, "png")
     loader = make(index, backend="fast")
+    assert loader.news() is None
     assert read_greys(loader) == read_greys(make(index))
     assert loader.fallbacks == 24
+    assert "24 images so far were read by Pillow" in str(loader.news())
+    assert loader.news() is None
 
 
 def test_progressive_among_baseline(photos, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -23,7 +22,6 @@ from image_classification.metric_names import (
 )
 from image_classification.metrics import (
     LatencyMeter,
-    RunningSums,
     Throughput,
     mean_and_spread,
     topk_correct,
@@ -212,25 +210,6 @@ def test_latency_of_few_steps() -> None:
     assert meter.summary() is None
     meter.add(0.25)
     assert meter.summary() == (0.25, 0.25, 0.25, 0.25)
-
-
-def test_running_sums_weigh_by_images_and_survive_a_checkpoint() -> None:
-    sums = RunningSums()
-    assert sums.mean("loss") is None
-    sums.add(30, loss=30 * 1.0, correct=10)
-    sums.add(10, loss=10 * 3.0, correct=5)
-    restored = RunningSums()
-    restored.load_state_dict(json.loads(json.dumps(sums.state_dict())))
-    restored.add(10, correct=10)
-    assert sums.mean("loss") == pytest.approx(1.5)
-    assert sums.percent("correct") == pytest.approx(37.5)
-    assert (restored.seen, restored.total("correct")) == (50, 25)
-    assert isinstance(restored.total("correct"), int)
-
-
-def test_running_sums_refuse_a_foreign_state() -> None:
-    with pytest.raises(ValueError, match="running sums"):
-        RunningSums().load_state_dict({"seen": "3", "sums": {}})
 
 
 def test_mean_and_spread() -> None:
