@@ -30,6 +30,8 @@ class FakeDeviceModule:
 
     OutOfMemoryError = torch.cuda.OutOfMemoryError
 
+    amp = torch.cuda.amp  # torch.autocast of 2.4 asks it, whatever the device
+
     def __init__(self, count: int, bfloat16: bool = True, init_error: str = "") -> None:
         self.count = count
         self.bfloat16 = bfloat16

@@ -226,7 +226,9 @@ HOSTILE: dict[str, list[Any]] = {
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k in HOSTILE for v in HOSTILE[k]])
 def test_entries_that_no_training_writes_are_refused(tmp_path: Path, key: str, value: Any) -> None:
     text = refusal(write(tmp_path / "bad.pth.tar", **{key: value}))
-    assert f": {key} is " in text and "expected" in text
+    # Before torch 2.6 what is neither a tensor nor a JSON type is refused before it is loaded.
+    early = torch.__version__ < "2.6" and "refused to load" in text
+    assert early or (f": {key} is " in text and "expected" in text)
     assert text.isprintable() and len(text) < 400 + len(str(tmp_path))
 
 

@@ -152,7 +152,8 @@ void BatchDecoder::decode_queue(Task first, CropDecoder& a, CropDecoder& b) {
             seat.runs = seat.decoder.advance();
             if (seat.runs) continue;
             seat.task.image->status = seat.decoder.status();
-            if (seat.decoder.status() == Status::kOk) recycle(seat.task.image->content);
+            if (seat.decoder.status() == Status::kOk && !seat.task.image->in_memory)
+                recycle(seat.task.image->content);
             finish(seat.task);
         }
     }
