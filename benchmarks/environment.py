@@ -21,7 +21,10 @@ import torch
 from image_classification.device import Device
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+PACKAGES = (
+    "torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless",
+    "nvidia-nvimgcodec-cu13",
+)  # fmt: skip
 
 
 def capture(device: Device) -> dict[str, Any]:

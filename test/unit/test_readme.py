@@ -152,7 +152,7 @@ def test_links_resolve(page: str) -> None:
         if link.startswith("#"):
             assert link[1:] in anchors, link
         else:
-            assert (ROOT / link).exists(), link
+            assert (ROOT / Path(page).parent / link).exists(), link
 
 
 @pytest.mark.parametrize("page", PAGES)
