@@ -226,8 +226,7 @@ HOSTILE: dict[str, list[Any]] = {
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k in HOSTILE for v in HOSTILE[k]])
 def test_entries_that_no_training_writes_are_refused(tmp_path: Path, key: str, value: Any) -> None:
     text = refusal(write(tmp_path / "bad.pth.tar", **{key: value}))
-    # Before torch 2.6 what is neither a tensor nor a JSON type is refused before it is loaded.
-    early = torch.__version__ < "2.6" and "refused to load" in text
+    early = torch.__version__ < "2.6" and "refused to load" in text  # before the entries are seen
     assert early or (f": {key} is " in text and "expected" in text)
     assert text.isprintable() and len(text) < 400 + len(str(tmp_path))
 
@@ -448,5 +447,4 @@ def test_optimizer_state_that_cannot_go_on_is_refused(
 def test_to_cpu_makes_contiguous_copies() -> None:
     weight = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
     copied = checkpoint.to_cpu({"a": {"b": weight}, "c": 3})
-    assert copied["c"] == 3 and copied["a"]["b"].is_contiguous()
-    assert torch.equal(copied["a"]["b"], weight)
+    assert copied["c"] == 3 and copied["a"]["b"].is_contiguous() and copied["a"]["b"].equal(weight)
