@@ -5,8 +5,9 @@
 The paper's code and NVIDIA's draw one weight and one permutation for each batch of each process.
 Here the weight is that of the optimizer step, and the images at places 2i and 2i + 1 of the batch
 are each other's partner. The epoch's order is a random shuffle already, so the partner is as random
-as a permutation's and each blended image has the same distribution. What differs: no image is its
-own partner, both blends of a pair are in the batch, and all batches of a step share one weight.
+as a permutation's and each blended image has the same distribution. Taken together they differ: no
+image is its own partner, both blends of a pair are in the batch (the same image twice at weight
+0.5), and all batches of a step share one weight.
 
 Ranks and accumulation divide the global batch into contiguous parts. Where all of them are even no
 pair is torn apart: the blended global batch is the same for any division. Where the batch per

@@ -312,7 +312,7 @@ class Trainer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weight = None
         if self.mixup_alpha:
-            # The same for all ranks and batches of the step: see the module on who blends with whom
+            # The same for all ranks and batches of the step; mixup.py says who blends with whom.
             weight = draw_weight(self.mixup_alpha, self._draw_key(_STREAM_MIXUP))
             images = mix_images(images, weight)
         with self.device.autocast(self.amp_dtype):
