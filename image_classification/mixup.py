@@ -3,22 +3,28 @@
 """MixUp on the device (Zhang et al. 2018, arXiv:1710.09412), the same on any number of ranks.
 
 The paper's code and NVIDIA's draw one weight and one permutation for each batch of each process.
-Here the weight is that of the optimizer step, and the images at places 2i and 2i + 1 of the batch
-are each other's partner. The epoch's order is a random shuffle already, so the partner is as random
-as a permutation's and each blended image has the same distribution. Taken together they differ: no
-image is its own partner, both blends of a pair are in the batch (the same image twice at weight
-0.5), and all batches of a step share one weight.
+Here the weight is that of the optimizer step, and the partner of an image is the next one in its
+group of four, places 4i .. 4i + 3 of the batch, the last one's the first. The epoch's order is a
+random shuffle already, so the partner is as random as a permutation's and each blended image has
+the same distribution. Taken together they differ: no image is its own partner, the partners are
+from the same four, and all batches of a step share one weight. Groups of two would have both
+blends of the same pair in each batch, twice the same image at weight 0.5; that costs accuracy.
 
-Ranks and accumulation divide the global batch into contiguous parts. Where all of them are even no
-pair is torn apart: the blended global batch is the same for any division. Where the batch per
-device is odd its last image stays as it is, and the pairs depend on the division: such runs on
-different numbers of devices agree in distribution, not in their losses.
+Ranks and accumulation divide the global batch into contiguous parts. Where their sizes are
+multiples of four no group is torn apart: the blended global batch is the same for any division.
+Otherwise the last one to three images of each part are a group of their own, and the groups depend
+on the division: such runs on different numbers of devices agree in distribution, not in their
+losses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+
+_GROUP = 4
 
 
 def draw_weight(alpha: float, key: int) -> float:
@@ -46,16 +52,24 @@ def mix_images(images: torch.Tensor, weight: float) -> torch.Tensor:
         New images of the same shape, type and memory format.
     """
     mixed = torch.empty_like(images)
-    even = len(images) // 2 * 2
-    first, second = images[0:even:2], images[1:even:2]
-    torch.lerp(second, first, weight, out=mixed[0:even:2])
-    torch.lerp(first, second, weight, out=mixed[1:even:2])
-    mixed[even:] = images[even:]
+    for own, other in _partners(len(images)):
+        torch.lerp(images[other], images[own], weight, out=mixed[own])
     return mixed
 
 
 def partner(values: torch.Tensor) -> torch.Tensor:
     """Returns for each of the targets [N, ...] of a batch that of its partner."""
-    even = len(values) // 2 * 2
-    swapped = torch.stack((values[1:even:2], values[0:even:2]), dim=1).flatten(0, 1)
-    return torch.cat((swapped, values[even:]))
+    found = torch.empty_like(values)
+    for own, other in _partners(len(values)):
+        found[own] = values[other]
+    return found
+
+
+def _partners(size: int) -> Iterator[tuple[slice, slice]]:
+    """Places of a batch and the places of their partners, together all of them once."""
+    whole = size // _GROUP * _GROUP
+    for place in range(_GROUP):
+        yield slice(place, whole, _GROUP), slice((place + 1) % _GROUP, whole, _GROUP)
+    if whole < size:
+        yield slice(whole, size - 1), slice(whole + 1, size)
+        yield slice(size - 1, size), slice(whole, whole + 1)

@@ -172,16 +172,16 @@ def test_mixup_is_the_same_for_any_division_of_the_global_batch() -> None:
         return make_trainer(make_net(norm=False), mixup_alpha=1.0, seed=4, **options)
 
     whole, parts = trainer(), trainer(accumulation_steps=3)
-    for images, target in make_batches(3, 12):
+    for images, target in make_batches(3, 24):
         # Two ranks: the gradients' mean is that of the whole batch if the losses' mean is.
         ranks = [trainer(rank=rank, world_size=2) for rank in range(2)]
         halves = []
-        for rank, image, label in zip(ranks, images.split(6), target.split(6), strict=True):
+        for rank, image, label in zip(ranks, images.split(12), target.split(12), strict=True):
             rank.model.load_state_dict(whole.model.state_dict())
             rank.step = whole.step
             halves.append(rank._forward_loss(image, label)[0].item())
         loss = run_epoch(whole, Batches([(images, target)]))["train.loss"]
-        small = Batches(list(zip(images.split(4), target.split(4), strict=True)))
+        small = Batches(list(zip(images.split(8), target.split(8), strict=True)))
         assert run_epoch(parts, small)["train.loss"] == pytest.approx(loss, rel=1e-5)
         assert sum(halves) / 2 == pytest.approx(loss, rel=1e-5)
     for mine, theirs in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
