@@ -353,8 +353,8 @@ def validate_args(args: argparse.Namespace) -> list[str]:
     synthetic = args.data_backend == "synthetic"
     require(bool(args.data) or synthetic,
             "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic")
-    require(args.data_backend in ("auto", "fast", "pytorch", "synthetic"), f"--data-backend "
-            f"{args.data_backend} is not available in this version; use fast")
+    require(args.data_backend != "dali-mlu",
+            "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast")
     for option in ("--batch-size", "--print-freq", "--topk", "--prefetch"):
         at_least(option, 1)
     for option in ("--workers", "--warmup", "--end-lr", "--weight-decay", "--mixup", "--gpu-id",
@@ -651,11 +651,12 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
 
     args, launch, loaders = state.args, state.launch, {}
     train_preset, val_preset = presets(args)
-    args.data_backend, note = dataloaders.choose_backend(args.data_backend, train_preset.policy)
+    args.data_backend, note = dataloaders.choose_backend(
+        args.data_backend, train_preset.policy, state.device.type)
     if note is not None:
         state.logger.message(note)
     if args.workers is None:
-        args.workers = 5 if args.data_backend != "fast" else default_threads(
+        args.workers = 5 if args.data_backend == "pytorch" else default_threads(
             args.gpu_affinity, launch.local_world_size, computes=not state.device.is_accelerator)
     bad_files = BadFileLog(state.workspace, state.logger.warning)
     for split, index, preset in (("train", splits.train, train_preset),

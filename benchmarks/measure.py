@@ -161,6 +161,7 @@ def compare(
     steps: int,
     warmup: int,
     say: Callable[[str], None],
+    lead: int = 1,
 ) -> Comparison:
     """Builds, warms up and measures the contenders in turns.
 
@@ -168,10 +169,11 @@ def compare(
         contenders: What is compared.
         device: For synchronisation, memory and clocks.
         rounds: Timed stretches of each contender, >= 1.
-        steps: Steps in a stretch, >= 1; one more before each, while the caches and the
-            allocator's memory are still the previous contender's, is not timed.
+        steps: Steps in a stretch, >= 1.
         warmup: Untimed steps of each contender after it was built, >= 1.
         say: Receives lines about the progress.
+        lead: Untimed steps before each stretch, >= 1: the caches and the allocator's memory are
+            still the previous contender's, and a loader has batches ready from before.
 
     Returns:
         The measurements.
@@ -197,6 +199,8 @@ def compare(
     for number in range(rounds if ready else 0):
         first = number % len(ready)
         for result, runner in ready[first:] + ready[:first]:
+            runner.run(lead)
+            device.synchronize()
             result.rounds.append(_timed_round(runner, result.resident, device, steps))
         rates = ", ".join(f"{result.name} {result.rates[-1]:.1f}" for result, _ in ready)
         say(f"round {number + 1}/{rounds}, img/s: {rates}")
@@ -207,8 +211,6 @@ def _timed_round(
     runner: Runner, resident: int | None, device: Device, steps: int
 ) -> dict[str, Any]:
     """Returns JSON types: images, seconds, their ratio, peak bytes and MHz (or None), facts."""
-    runner.run(1)
-    device.synchronize()
     device.reset_peak_memory()
     before = device.memory()
     started = time.perf_counter()

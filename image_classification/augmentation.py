@@ -341,3 +341,33 @@ class EvalPreset(_Preset):
         self._check_size("image_size")
         self._check_size("resize_size")
         self._check_choice("interpolation", INTERPOLATIONS)
+
+
+def draw_crops(
+    preset: TrainPreset | EvalPreset,
+    seed: int,
+    epoch: int,
+    indices: ArrayLike,
+    widths: ArrayLike,
+    heights: ArrayLike,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The crops and flips of samples as an epoch shows them.
+
+    Args:
+        preset: How images are prepared.
+        seed: Seed of the run.
+        epoch: Epoch number.
+        indices: [N], sample indices.
+        widths: [N], image widths in pixels.
+        heights: [N], image heights in pixels.
+
+    Returns:
+        Boxes float64 [N, 4] as left, top, right, bottom, in training whole numbers, and bool [N].
+    """
+    if isinstance(preset, EvalPreset):
+        boxes = center_crop_boxes(widths, heights, preset.image_size, preset.resize_size)
+        return boxes, np.zeros(len(boxes), dtype=bool)
+    whole = random_resized_crop_boxes(
+        seed, epoch, indices, widths, heights, preset.scale, preset.ratio
+    )
+    return whole.astype(np.float64), horizontal_flips(seed, epoch, indices, preset.flip)

@@ -72,23 +72,30 @@ class BadImages:
                 f"{self._limit} that --max-bad allows; the last one: {error}"
             )
 
-    def replacement(
-        self, epoch: int, index: int, output: NDArray[np.uint8], reader: SampleReader
+    def replace(
+        self,
+        epoch: int,
+        index: int,
+        output: NDArray[np.uint8],
+        reader: SampleReader,
+        error: DataError,
     ) -> int:
-        """Read another image in place of a bad one, the same on any number of ranks.
+        """Note a bad image and read another in its place, the same on any number of ranks.
 
         Args:
             epoch: Epoch number.
             index: Sample index of the bad image.
             output: uint8 [H, W, 3], the place of the image.
             reader: Reads the other image.
+            error: Why it is bad.
 
         Returns:
             The sample index that was read.
 
         Raises:
-            DataError: Even after many attempts no image can be read.
+            DataError: See `record`; or even after many attempts no image can be read.
         """
+        self.record(reader.path(index), error)
         for attempt in range(_ATTEMPTS):
             other = hash64(self._seed, _STREAM_REPLACEMENT, epoch, index, attempt) % self._total
             try:

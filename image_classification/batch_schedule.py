@@ -129,10 +129,18 @@ class ScheduledLoader:
 
     Args:
         schedule: Which samples this rank gets, and in which order.
+
+    Attributes:
+        fallbacks: Images so far that the loader's own decoder did not read, but Pillow.
+        fallback_advice: What to do about them, for the user.
     """
+
+    fallback_advice = ""
 
     def __init__(self, schedule: BatchSchedule) -> None:
         self._schedule = schedule
+        self.fallbacks = 0
+        self._fallbacks_told = False
 
     @property
     def num_samples(self) -> int:
@@ -148,5 +156,11 @@ class ScheduledLoader:
         return len(self._schedule)
 
     def news(self) -> str | None:
-        """A line for the user that was not said before, None if there is none."""
-        return None
+        """Once, how many images Pillow had to read; None if there is nothing to say."""
+        if self._fallbacks_told or not self.fallbacks:
+            return None
+        self._fallbacks_told = True
+        return (
+            f"{self.fallbacks} images so far were read by Pillow, which is slower: "
+            f"{self.fallback_advice}"
+        )

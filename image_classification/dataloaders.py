@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -27,7 +28,7 @@ __all__ = ["BACKENDS", "Loader", "SyntheticIndex", "create_loader", "synthetic_s
 # Share of the time (%) spent waiting for data that a user should hear of.
 WORTH_A_WORD = 10.0
 
-BACKENDS = ("fast", "pytorch", "synthetic")
+BACKENDS = ("fast", "pytorch", "dali-cpu", "dali-gpu", "synthetic")
 
 
 class Loader(Protocol):
@@ -69,33 +70,41 @@ class Loader(Protocol):
         """Free worker processes; call it when the loader is no longer needed."""
 
 
-def choose_backend(wanted: str, policy: str | None) -> tuple[str, str | None]:
+def choose_backend(
+    wanted: str, policy: str | None, device_type: str = "cpu"
+) -> tuple[str, str | None]:
     """Settle which backend reads the images.
 
     Args:
         wanted: "auto" or one of BACKENDS.
         policy: The augmentation policy, which only worker processes apply.
+        device_type: The kind of device.
 
     Returns:
         The backend, and a line for the user where "auto" could not take the fast one.
 
     Raises:
-        UsageError: The fast loader was asked for, but is not built or cannot apply the policy.
+        UsageError: The backend is not built or installed, or cannot apply the policy.
     """
-    if wanted not in ("auto", "fast"):
+    if wanted in ("pytorch", "synthetic"):
         return wanted, None
-    from image_classification.fast_loader.native import load_core
-
     if policy is not None:
         problem = f"--augmentation {policy} runs in worker processes: use --data-backend pytorch"
-    elif load_core() is None:
+    elif wanted.startswith("dali"):
+        from image_classification.dali_loader import require_dali
+
+        require_dali(wanted == "dali-gpu", device_type)
+        return wanted, None
+    else:
+        from image_classification.fast_loader.native import load_core
+
+        if load_core() is not None:
+            return "fast", None
         problem = (
             "the fast data loader is not built: python -m image_classification.fast_loader.build "
             "(needs a C++ compiler)"
         )
-    else:
-        return "fast", None
-    if wanted == "fast":
+    if wanted != "auto":
         raise UsageError(problem)
     return "pytorch", problem
 
@@ -117,11 +126,12 @@ def waiting_advice(row: Mapping[str, float | None], backend: str, workers: int) 
     cures = {
         "fast": f"give it more threads than {workers} (-j) if cores are free, or a faster disk",
         "pytorch": f"take --data-backend fast, or more worker processes than {workers} (-j)",
+        "dali": f"take --data-backend fast, or more threads than {workers} (-j)",
     }
     return (
         f"{wait:.0f} % of the time went into waiting for images: the loader gave {rate:.0f} "
         f"images/s, the network could take {row.get('train.compute_ips') or rate:.0f}; "
-        f"{cures[backend]}"
+        f"{cures[backend.partition('-')[0]]}"
     )
 
 
@@ -152,7 +162,7 @@ def create_loader(
     """Make the loader of one split; a TrainPreset shuffles and augments, an EvalPreset does not.
 
     Args:
-        backend: "fast", "pytorch" or "synthetic"; see `choose_backend`.
+        backend: One of BACKENDS; see `choose_backend`.
         index: The images, or for "synthetic" only how many.
         preset: How the images are prepared.
         device: Where the batches go.
@@ -161,8 +171,8 @@ def create_loader(
         world_size: Processes of the run, over all machines.
         global_batch: Training: images per optimizer step over all ranks and accumulation steps.
         seed: Seed of the order and of all draws.
-        workers: Threads ("fast") or worker processes ("pytorch", where 0 reads in this process).
-        prefetch: Batches ahead of the consumer ("fast") or in flight for each worker, >= 1.
+        workers: Threads, or worker processes ("pytorch", where 0 reads in this process).
+        prefetch: Batches ahead of the consumer, or in flight for each worker process, >= 1.
         memory_format: Layout of the images.
         dtype: Type of the images.
         bad: What happens to unreadable images; by default, validation alone stops at the first.
@@ -187,8 +197,17 @@ def create_loader(
     bad = bad or BadImages(len(index), tolerated=isinstance(preset, TrainPreset), seed=seed)
     common: Any = {"schedule": schedule, "feeder": feeder, "device": device, "bad": bad}
     common["prefetch"] = prefetch
+    if backend == "pytorch":
+        return PytorchLoader(index, preset, workers=workers, world_size=world_size, **common)
+    return _threaded_loader(backend)(index, preset, threads=workers, **common)
+
+
+def _threaded_loader(backend: str) -> Callable[..., Loader]:
+    """The loader of a backend with a decoder of its own, imported only where it is wanted."""
     if backend == "fast":
         from image_classification.fast_loader.loader import FastLoader
 
-        return FastLoader(index, preset, threads=workers, **common)
-    return PytorchLoader(index, preset, workers=workers, world_size=world_size, **common)
+        return FastLoader
+    from image_classification.dali_loader import DaliLoader
+
+    return partial(DaliLoader, on_gpu=backend == "dali-gpu")

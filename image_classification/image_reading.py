@@ -67,12 +67,29 @@ def _unpacked(source: Any) -> Any:
     """A packed image (`<shard>.pack@<offset>+<length>`, see packing) as a file in memory."""
     if not isinstance(source, (str, bytes, os.PathLike)):
         return source
-    match = _PACKED.fullmatch(os.fsencode(source))
-    if match is None:
-        return source
-    with open(match[1], "rb") as shard:
-        shard.seek(int(match[2]))
-        return io.BytesIO(shard.read(int(match[3])))
+    path = os.fsencode(source)
+    return io.BytesIO(_read(path)) if _PACKED.fullmatch(path) else source
+
+
+def file_content(path: bytes) -> bytes:
+    """The bytes of an image file, packed or not.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return _read(path)
+    except OSError as error:
+        raise _unreadable(path, None, _reason(error)) from error
+
+
+def _read(path: bytes) -> bytes:
+    match = _PACKED.fullmatch(path)
+    with open(match[1] if match else path, "rb") as file:
+        if match is None:
+            return file.read()
+        file.seek(int(match[2]))
+        return file.read(int(match[3]))
 
 
 def decode_image(image: Any, source: Any, name: str | None = None) -> Any:

@@ -134,8 +134,9 @@ class PytorchLoader(ScheduledLoader):
         images = batch.images.numpy()
         for place, message in batch.failures:
             index = int(request.indices[place])
-            self.bad.record(self._index.path(index), DataError(message))
-            other = self.bad.replacement(request.epoch, index, images[place], self._reader)
+            other = self.bad.replace(
+                request.epoch, index, images[place], self._reader, DataError(message)
+            )
             batch.target[place] = int(self._index.labels[other])
 
 

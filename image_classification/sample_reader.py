@@ -46,6 +46,10 @@ class SampleReader:
         self._seed = seed
         self._policy = create_policy(preset) if isinstance(preset, TrainPreset) else None
 
+    def path(self, i: int) -> str:
+        """Path of sample `i`."""
+        return self._index.path(i)
+
     def read(self, epoch: int, i: int, output: NDArray[np.uint8]) -> None:
         """Read sample `i` as `epoch` shows it.
 

@@ -83,8 +83,23 @@ def build() -> Path:
     library = find_library()
     if library is not None and _loads(library):
         return library
+    return compile_into(_writable_folder())
+
+
+def compile_into(folder: Path) -> Path:
+    """Compile the core and remove older libraries from the folder.
+
+    Args:
+        folder: Where the library goes; made if need be.
+
+    Returns:
+        Path of the library.
+
+    Raises:
+        BuildError: No compiler, or it failed.
+    """
     compiler = find_compiler()
-    folder = _writable_folder()
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
         objects = _compile(compiler, Path(scratch))
         made = Path(scratch) / library_name()

@@ -17,17 +17,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from image_classification.augmentation import (
     EvalPreset,
     TrainPreset,
-    center_crop_boxes,
-    horizontal_flips,
-    random_resized_crop_boxes,
+    draw_crops,
 )
 from image_classification.bad_images import BadImages
+from image_classification.batch_ring import BatchRing, Slot
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.data_index import ImageIndex
 from image_classification.device_feed import Batch, DeviceFeeder
@@ -69,6 +67,11 @@ class FastLoader(ScheduledLoader):
         RuntimeError: The core is not built.
     """
 
+    fallback_advice = (
+        "the fast loader reads baseline JPEG (python -m image_classification.dataset_tools pack "
+        "makes them so)"
+    )
+
     def __init__(
         self,
         index: ImageIndex,
@@ -84,8 +87,6 @@ class FastLoader(ScheduledLoader):
     ) -> None:
         self.notes: list[str] = []
         self.bad = bad
-        self.fallbacks = 0
-        self._told = False
         super().__init__(schedule)
         self._feeder = feeder
         self._prefetch = prefetch
@@ -93,7 +94,7 @@ class FastLoader(ScheduledLoader):
         self._index = index
         self._preset = preset
         self._reader = SampleReader(index, preset, schedule.seed)
-        self._ring = _Ring(schedule.batch_size, preset.image_size, device)
+        self._ring = BatchRing(schedule.batch_size, preset.image_size, device)
         self._decoder: NativeDecoder | None = NativeDecoder(threads, kernels)
         self._python_threads = ThreadPoolExecutor(threads, "pillow")
 
@@ -101,16 +102,6 @@ class FastLoader(ScheduledLoader):
         """Yield the rest of the epoch; after its last batch the next epoch is the position."""
         yield from self._feeder(self._host_batches(), self._ring.copied)
         self._schedule.advance()
-
-    def news(self) -> str | None:
-        """Once, how many images Pillow had to read."""
-        if self._told or not self.fallbacks:
-            return None
-        self._told = True
-        return (
-            f"{self.fallbacks} images so far were read by Pillow, which is slower: the fast loader "
-            "reads baseline JPEG (python -m image_classification.dataset_tools pack makes them so)"
-        )
 
     def close(self) -> None:
         """End the threads; the loader yields nothing afterwards."""
@@ -170,18 +161,14 @@ class FastLoader(ScheduledLoader):
         widths = np.where(known, work.native.widths, 1)
         heights = np.where(known, work.native.heights, 1)
         crops = np.zeros(len(work.indices), dtype=CROP)
-        preset, seed, epoch = self._preset, self._schedule.seed, work.epoch
-        if isinstance(preset, TrainPreset):
-            boxes = random_resized_crop_boxes(
-                seed, epoch, work.indices, widths, heights, preset.scale, preset.ratio
-            )
-            # The resize sees the crop alone: it is cut out first.
-            crops["box"] = crops["bounds"] = boxes
-            crops["flip"] = horizontal_flips(seed, epoch, work.indices, preset.flip)
+        crops["box"], crops["flip"] = draw_crops(
+            self._preset, self._schedule.seed, work.epoch, work.indices, widths, heights
+        )
+        if isinstance(self._preset, TrainPreset):
+            crops["bounds"] = crops["box"]  # the resize sees the crop alone: it is cut out first
         else:
-            crops["box"] = center_crop_boxes(widths, heights, preset.image_size, preset.resize_size)
             crops["bounds"][:, 2], crops["bounds"][:, 3] = widths, heights
-        crops["filter"] = FILTER_NUMBERS[preset.interpolation]
+        crops["filter"] = FILTER_NUMBERS[self._preset.interpolation]
         return crops
 
     def _finish(self, work: _Work) -> Batch:
@@ -201,16 +188,14 @@ class FastLoader(ScheduledLoader):
                 future.result()
                 self.fallbacks += 1
             except DataError as error:
-                indices[i] = self._replace(work.epoch, int(indices[i]), output[i], error)
+                indices[i] = self.bad.replace(
+                    work.epoch, int(indices[i]), output[i], self._reader, error
+                )
         work.native.free()
         size = len(indices)
         target = self._ring.target(work.slot, self._index.labels[indices])
         self._ring.hand_out(work.slot)
         return work.slot.images[:size], target
-
-    def _replace(self, epoch: int, index: int, output: NDArray[np.uint8], error: DataError) -> int:
-        self.bad.record(self._index.path(index), error)
-        return self.bad.replacement(epoch, index, output, self._reader)
 
     def _abandon(self, work: _Work) -> None:
         for future in work.python.values():
@@ -230,66 +215,5 @@ class _Work:
     epoch: int
     indices: NDArray[np.int64]
     native: NativeBatch
-    slot: _Slot | None = None
+    slot: Slot | None = None
     python: dict[Any, Future[None]] = field(default_factory=dict)
-
-
-@dataclass
-class _Slot:
-    """Memory of one batch. `copied`: the event after which the device does not read it any more."""
-
-    images: torch.Tensor
-    targets: torch.Tensor | None
-    copied: Any | None = None
-
-
-class _Ring:
-    """Batch buffers that are used again and again, pinned where the device can pin memory.
-
-    A slot that was handed out returns when the feeder has queued its copy, together with the event
-    that marks the end of that copy; whoever takes it next waits for the event.
-    """
-
-    def __init__(self, batch_size: int, image_size: int, device: Device) -> None:
-        self._shape = (batch_size, image_size, image_size, 3)
-        self._device = device
-        self._free: deque[_Slot] = deque()
-        self._handed_out: deque[_Slot] = deque()
-
-    def take(self) -> _Slot:
-        """A slot that nobody reads or writes."""
-        if not self._free:
-            return self._make()
-        slot = self._free.popleft()
-        if slot.copied is not None:
-            slot.copied.synchronize()
-            slot.copied = None
-        return slot
-
-    def _make(self) -> _Slot:
-        images = torch.empty(self._shape, dtype=torch.uint8)
-        if not self._device.can_pin_memory:
-            return _Slot(images, None)
-        targets = torch.empty(self._shape[0], dtype=torch.int64)
-        return _Slot(self._device.pin_memory(images), self._device.pin_memory(targets))
-
-    def target(self, slot: _Slot, labels: NDArray[np.int64]) -> torch.Tensor:
-        """The labels as int64 [N], in the slot where that is pinned."""
-        target = torch.from_numpy(labels)
-        if slot.targets is None:
-            return target
-        return slot.targets[: len(labels)].copy_(target)
-
-    def hand_out(self, slot: _Slot) -> None:
-        """The slot goes to the feeder."""
-        self._handed_out.append(slot)
-
-    def copied(self, event: Any | None) -> None:
-        """The oldest slot that was handed out is free after `event` (None: now)."""
-        slot = self._handed_out.popleft()
-        slot.copied = event
-        self._free.append(slot)
-
-    def give_back(self, slot: _Slot) -> None:
-        """A slot that was not handed out is free now."""
-        self._free.append(slot)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, environment
+from runs import ROOT, environment, write_images
 
 import main
 from benchmarks import measure, train_contenders, train_step
@@ -199,3 +199,22 @@ def test_a_result_never_replaces_another(monkeypatch: pytest.MonkeyPatch, tmp_pa
     measure.write_json(first, {"a": 1})
     second = measure.result_path("train_step", "2026-01-31", device)
     assert second.stem == f"{first.stem}-2" and json.loads(first.read_text()) == {"a": 1}
+
+
+def test_the_loader_benchmark(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    path = tmp_path / "loader.json"
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "loader.py"), str(tmp_path / "images"),
+        "--device", "cpu", "--arch", "resnet18", "--image-size", "32", "--batch-size", "2",
+        "--rounds", "1", "--steps", "1", "--json", str(path),
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
+    names = {cells(line)[0] for line in done.stdout.splitlines() if line.startswith("|")}
+    assert {"pillow", "ours plain", "DataLoader", "fast", "loader alone", "network alone",
+            "both"} <= names  # fmt: skip
+    record = json.loads(path.read_text())
+    assert record["errors"]["ours"]["mean"] < 1.0
+    rounds = [entry for part in ("core", "end_to_end", "network") for entry in record[part]]
+    assert all(entry["rounds"][0]["images"] == 2 for entry in rounds)

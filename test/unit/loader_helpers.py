@@ -36,6 +36,9 @@ class HostDevice:
     def side_stream(self) -> None:
         return None
 
+    def stream_context(self, stream: None) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def record_event(self, stream: object) -> None:
         return None
 

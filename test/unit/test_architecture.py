@@ -19,12 +19,12 @@ LEVELS: dict[int, set[str]] = {
         "device", "device_table", "device_telemetry", "atomic_file", "progress", "affinity",
         "data_index", "list_files", "samples", "datasets", "batch_schedule", "image_reading",
         "device_feed", "cpu_features", "safe_load", "sample_reader", "bad_images", "option_parser",
-        "index_cache", "index_arrays", "user_cache", "packing", "models"},
+        "index_cache", "index_arrays", "user_cache", "packing", "batch_ring", "models"},
     1: {"distributed", "logger", "dlll_log", "log_sinks"},
     2: {"checkpoint", "pretrained", "loader_worker", "pytorch_loader", "synthetic_loader",
-        "fast_loader", "dataloaders", "workspace"},
+        "fast_loader", "dali_loader", "dataloaders", "workspace"},
     3: {"training", "validation", "inference", "failures", "dataset_tools"},
-    4: {"main", "classify", "checkpoint2model", "multiproc"},
+    4: {"main", "classify", "checkpoint2model", "multiproc", "setup"},
 }  # fmt: skip
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 

@@ -1,9 +1,13 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""The fast backend keeps the contract of the pytorch one: order, draws, positions, bad images."""
+"""The fast and DALI backends keep the pytorch one's contract: order, draws, positions, bad images.
+
+DALI takes part where it is installed.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import threading
 from itertools import chain
@@ -23,8 +27,14 @@ from image_classification.datasets import load_splits
 from image_classification.errors import DataError, UsageError
 from image_classification.fast_loader import native
 
-pytestmark = pytest.mark.skipif(not native.kernel_names(), reason="the fast loader is not built")
-
+HAS_DALI = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+FAST = pytest.param(
+    "fast", marks=pytest.mark.skipif(not native.kernel_names(), reason="the core is not built")
+)
+DALI = pytest.param("dali-cpu", marks=pytest.mark.skipif(not HAS_DALI, reason="no NVIDIA DALI"))
+own_decoders = pytest.mark.parametrize("backend", [FAST, DALI])
+all_backends = pytest.mark.parametrize("backend", [FAST, DALI, "pytorch"])
+needs_core = pytest.mark.skipif(not native.kernel_names(), reason="the core is not built")
 PHOTO = TrainPreset(image_size=24, scale=(0.3, 1.0))
 
 
@@ -70,26 +80,29 @@ def pixels(loader) -> torch.Tensor:
 # ---- the contract ------------------------------------------------------------------------------
 
 
+@own_decoders
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_order_and_labels_are_those_of_the_pytorch_backend(greys, world, workers) -> None:
+def test_order_and_labels_are_the_pytorch_backends(greys, world, workers, backend) -> None:
     for rank in range(world):
         options = {"batch_size": 4 // world, "rank": rank, "world_size": world}
         expected = read_greys(make(greys, **options))
-        assert read_greys(make(greys, backend="fast", workers=workers, **options)) == expected
+        assert read_greys(make(greys, backend=backend, workers=workers, **options)) == expected
 
 
+@own_decoders
 @pytest.mark.parametrize("preset", [PHOTO, EvalPreset(image_size=24, resize_size=28)])
-def test_crops_and_flips_are_those_of_the_pytorch_backend(photos, preset) -> None:
+def test_crops_and_flips_are_those_of_the_pytorch_backend(photos, preset, backend) -> None:
     options = {"batch_size": 4, "global_batch": 4}
     expected = pixels(make(photos, preset, **options))
-    found = pixels(make(photos, preset, backend="fast", **options))
+    found = pixels(make(photos, preset, backend=backend, **options))
     each = (found - expected).abs().mean(dim=(1, 2, 3))
     assert each.max() < 1.0  # a flip or a box of its own would make it 20 or more
 
 
-def test_epochs_and_positions(greys) -> None:
-    loader = make(greys, backend="fast", batch_size=2)
+@own_decoders
+def test_epochs_and_positions(greys, backend) -> None:
+    loader = make(greys, backend=backend, batch_size=2)
     loader.set_position(1, 8)
     rest = [images.clone() for images, _ in loader]
     assert len(rest) == 8
@@ -102,16 +115,18 @@ def test_epochs_and_positions(greys) -> None:
     loader.close()
 
 
-def test_validation_on_ranks_with_fewer_or_no_images(greys) -> None:
+@own_decoders
+def test_validation_on_ranks_with_fewer_or_no_images(greys, backend) -> None:
     seen = []
     for rank in range(3):
-        loader = make(greys, EVAL, backend="fast", batch_size=10, rank=rank, world_size=3)
+        loader = make(greys, EVAL, backend=backend, batch_size=10, rank=rank, world_size=3)
         seen += chain.from_iterable(read_greys(loader))
     assert sorted(seen) == list(range(26))
 
 
-def test_an_abandoned_epoch_starts_again(greys) -> None:
-    loader = make(greys, backend="fast", batch_size=2)
+@own_decoders
+def test_an_abandoned_epoch_starts_again(greys, backend) -> None:
+    loader = make(greys, backend=backend, batch_size=2)
     first = next(iter(loader))[0].clone()
     again = [images.clone() for images, _ in loader]
     assert torch.equal(first, again[0]) and len(again) == 12
@@ -121,6 +136,7 @@ def test_an_abandoned_epoch_starts_again(greys) -> None:
         list(loader)
 
 
+@needs_core
 def test_threads_end_with_the_loader(greys) -> None:
     before = len(os.listdir("/proc/self/task"))
     loader = make(greys, backend="fast", workers=4)
@@ -131,26 +147,29 @@ def test_threads_end_with_the_loader(greys) -> None:
     assert threading.active_count() == 1
 
 
-def test_buffers_are_reused_after_their_copy(greys) -> None:
+@own_decoders
+def test_buffers_are_reused_after_their_copy(greys, backend) -> None:
     device = StreamDevice()
-    loader = make(greys, backend="fast", batch_size=2, device=device, prefetch=1)
+    loader = make(greys, backend=backend, batch_size=2, device=device, prefetch=1)
     assert len([loader.set_position(epoch, 0) or list(loader) for epoch in range(3)]) == 3
     assert device.calls.count("wait for copy") > 20  # 36 batches in a handful of buffers
     assert len(loader._ring._free) <= 6
     loader.close()
 
 
-def test_streams_change_no_value(photos) -> None:
-    direct = pixels(make(photos, PHOTO, backend="fast"))
-    assert torch.equal(direct, pixels(make(photos, PHOTO, backend="fast", device=StreamDevice())))
+@own_decoders
+def test_streams_change_no_value(photos, backend) -> None:
+    direct = pixels(make(photos, PHOTO, backend=backend))
+    assert torch.equal(direct, pixels(make(photos, PHOTO, backend=backend, device=StreamDevice())))
 
 
 # ---- images that the core does not read --------------------------------------------------------
 
 
-def test_other_formats_are_read_by_pillow_and_counted(tmp_path: Path) -> None:
+@own_decoders
+def test_other_formats_are_read_by_pillow_and_counted(tmp_path: Path, backend) -> None:
     index = write_greys(tmp_path, "png")
-    loader = make(index, backend="fast")
+    loader = make(index, backend=backend)
     assert loader.news() is None
     assert read_greys(loader) == read_greys(make(index))
     assert loader.fallbacks == 24
@@ -158,6 +177,7 @@ def test_other_formats_are_read_by_pillow_and_counted(tmp_path: Path) -> None:
     assert loader.news() is None
 
 
+@needs_core
 def test_progressive_among_baseline(photos, tmp_path: Path) -> None:
     for source in sorted((photos.root).rglob("*.jpg")):
         target = tmp_path / "train" / "0" / source.name
@@ -185,6 +205,7 @@ def spoil(root: Path, names: tuple[str, ...]) -> ImageIndex:
 BAD = ("c0/03.jpg", "c0/11.jpg", "c1/22.jpg")
 
 
+@needs_core
 def test_bad_training_images_are_replaced_alike_everywhere(tmp_path: Path) -> None:
     index = spoil(tmp_path, BAD)
     reports: list[tuple[str, str]] = []
@@ -205,8 +226,8 @@ def test_bad_training_images_are_replaced_alike_everywhere(tmp_path: Path) -> No
     assert all("cannot read image" in reason for _, reason in reports)
 
 
-@pytest.mark.parametrize("backend", ["fast", "pytorch"])
-def test_each_bad_file_is_reported_once_and_listed(tmp_path: Path, backend: str) -> None:
+@all_backends
+def test_each_bad_file_is_reported_once_and_listed(tmp_path: Path, backend) -> None:
     index = spoil(tmp_path, BAD)
     said: list[str] = []
     log = BadFileLog(tmp_path, said.append)
@@ -223,8 +244,8 @@ def test_each_bad_file_is_reported_once_and_listed(tmp_path: Path, backend: str)
     assert sorted(line.split("\t")[0] for line in lines) == sorted(bad.paths)
 
 
-@pytest.mark.parametrize("backend", ["fast", "pytorch"])
-def test_too_many_bad_images_stop_the_run(tmp_path: Path, backend: str) -> None:
+@all_backends
+def test_too_many_bad_images_stop_the_run(tmp_path: Path, backend) -> None:
     index = spoil(tmp_path, tuple(f"c{i // 13}/{i:02d}.jpg" for i in range(11)))
     loader = make(index, backend=backend, bad=BadImages(26, max_bad=0.1, seed=3))
     with pytest.raises(DataError, match=r"11 of 26 images cannot be read, more than the 10 that"):
@@ -234,7 +255,7 @@ def test_too_many_bad_images_stop_the_run(tmp_path: Path, backend: str) -> None:
     loader.close()
 
 
-@pytest.mark.parametrize("backend", ["fast", "pytorch"])
+@all_backends
 def test_validation_stops_at_the_first_bad_image_unless_told(tmp_path: Path, backend) -> None:
     index = spoil(tmp_path, BAD)
     loader = make(index, EVAL, backend=backend)
@@ -245,19 +266,21 @@ def test_validation_stops_at_the_first_bad_image_unless_told(tmp_path: Path, bac
     assert len(list(chain.from_iterable(read_greys(loader)))) == 26
 
 
-def test_a_data_set_of_bad_images(tmp_path: Path) -> None:
+@own_decoders
+def test_a_data_set_of_bad_images(tmp_path: Path, backend) -> None:
     index = spoil(tmp_path, tuple(f"c{i // 13}/{i:02d}.jpg" for i in range(26)))
-    loader = make(index, backend="fast", bad=BadImages(26, max_bad=1.0, seed=3))
+    loader = make(index, backend=backend, bad=BadImages(26, max_bad=1.0, seed=3))
     with pytest.raises(DataError, match="100 images in a row cannot be read"):
         list(loader)
     loader.close()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch) -> None:
+@own_decoders
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch, backend) -> None:
     index = write_greys(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 800)
-    loader = make(index, EVAL, backend="fast")
+    loader = make(index, EVAL, backend=backend)
     with pytest.raises(DataError, match="pixels are above the limit of 800"):
         list(loader)
     loader.close()
@@ -266,6 +289,7 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch) -> None:
 # ---- the choice of the backend -----------------------------------------------------------------
 
 
+@needs_core
 def test_auto_takes_the_fast_one_where_it_can(monkeypatch) -> None:
     assert choose_backend("auto", None) == ("fast", None)
     assert choose_backend("synthetic", None) == ("synthetic", None)
@@ -281,6 +305,7 @@ def test_auto_takes_the_fast_one_where_it_can(monkeypatch) -> None:
         choose_backend("fast", None)
 
 
+@needs_core
 def test_memory_stays_flat(photos) -> None:
     loader = make(photos, PHOTO, backend="fast", batch_size=4, global_batch=4)
     sizes = []
@@ -293,7 +318,8 @@ def test_memory_stays_flat(photos) -> None:
     assert max(sizes[20:]) - sizes[10] < 4 << 20
 
 
-def test_the_device_is_asked_for_pinned_memory(greys) -> None:
+@own_decoders
+def test_the_device_is_asked_for_pinned_memory(greys, backend) -> None:
     class Pinning(HostDevice):
         can_pin_memory = True
 
@@ -306,7 +332,7 @@ def test_the_device_is_asked_for_pinned_memory(greys) -> None:
             return tensor.clone()
 
     device = Pinning()
-    assert numbers_of(make(greys, TRAIN, backend="fast", device=device)) == 24
+    assert numbers_of(make(greys, TRAIN, backend=backend, device=device)) == 24
     assert (4, 16, 16, 3) in device.pinned and (4,) in device.pinned
 
 
@@ -316,12 +342,13 @@ def numbers_of(loader) -> int:
     return total
 
 
-def test_reads_what_numpy_wrote(tmp_path: Path) -> None:
+@own_decoders
+def test_reads_what_numpy_wrote(tmp_path: Path, backend) -> None:
     """End to end on one image whose pixels are known."""
     (tmp_path / "train/a").mkdir(parents=True)
     ramp = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
     Image.fromarray(ramp).save(tmp_path / "train/a/ramp.jpg", quality=100)
     index = load_splits(tmp_path, train=True, val=False).train
-    ((images, _),) = list(make(index, EvalPreset(32, 32), backend="fast"))
+    ((images, _),) = list(make(index, EvalPreset(32, 32), backend=backend))
     red = images[0, 0] * IMAGENET_STD[0] + 0.485 * 255
     assert (red - torch.from_numpy(ramp)).abs().max() <= 1.5

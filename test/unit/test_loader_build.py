@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,50 @@ def test_without_a_compiler(tmp_path: Path) -> None:
         "fast loader: not built: no C++ compiler found; install one (Debian, Ubuntu: apt-get "
         "install g++) or set CXX\n"
     )
+
+
+def build_wheel(folder: Path, path: str) -> Path:
+    """A wheel of this project, made as pip makes it, from a copy: it leaves files behind."""
+    pytest.importorskip("setuptools", "77")
+    copy = folder / "copy"
+    copy.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("image_classification", "models", "test"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("build", "output"))
+    code = f"from setuptools import build_meta; build_meta.build_wheel({str(folder)!r})"
+    env = {"PATH": path, "HOME": str(folder)}
+    subprocess.run([sys.executable, "-c", code], cwd=copy, env=env, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@needs_compiler
+def test_the_wheel_holds_the_package_and_its_compiled_core(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path, os.environ["PATH"])
+    assert wheel.name.startswith("image_classification-") and "-py3-none-linux_" in wheel.name
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
+    tops = {path.name.partition("-")[0] for path in (tmp_path / "site").iterdir()}
+    assert tops == {"image_classification", "models"}
+    code = (
+        "from image_classification.fast_loader import build, native; import models; "
+        "print(build.find_library(), native.kernel_names()[-1])"
+    )
+    env = {"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    library, kernels = done.stdout.split()
+    assert Path(library).is_relative_to(tmp_path / "site") and kernels == "plain"
+
+
+def test_without_a_compiler_the_wheel_is_pure(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path, str(tmp_path))
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "image_classification/fast_loader/csrc/huffman.cpp" in names
+    assert not [name for name in names if name.endswith(".so")]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="x86-64")

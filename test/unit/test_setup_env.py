@@ -308,7 +308,7 @@ def test_quickstart(world: World) -> None:
 
 
 def test_run_tests(world: World) -> None:
-    dev = ("mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff")
+    dev = ("mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools")
     world.add_python(packages=("torch", *ALL, *dev))
     assert world.run("-k", "a b", script="test/run_tests.sh").returncode == 0
     assert world.calls() == ["-m ruff check .", "-m mypy", "-m pytest -n 2 --dist loadfile -k a b"]
@@ -321,7 +321,7 @@ def test_run_tests(world: World) -> None:
 
 
 def test_run_tests_fails_when_a_check_fails(world: World) -> None:
-    dev = ("mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff")
+    dev = ("mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools")
     world.add_python(packages=("torch", *ALL, *dev), fail=1)
     assert world.run(script="test/run_tests.sh").returncode == 1
     assert len(world.calls()) == 3

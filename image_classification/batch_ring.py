@@ -1,0 +1,95 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Batch buffers for loaders that decode in this process."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from image_classification.device import Device
+
+
+@dataclass
+class Slot:
+    """Memory of one batch.
+
+    Attributes:
+        images: uint8 [B, H, W, 3].
+        targets: int64 [B] in pinned memory; None where the device cannot pin.
+        copied: The event after which the device does not read it any more; None: it does not.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor | None
+    copied: Any | None = None
+
+
+class BatchRing:
+    """Batch buffers that are used again and again, pinned where the device can pin memory.
+
+    A slot that was handed out returns when the feeder has queued its copy, together with the event
+    that marks the end of that copy; whoever takes it next waits for the event.
+
+    Args:
+        batch_size: Images of a batch, at most.
+        image_size: Side of the images in pixels.
+        device: Where the batches go.
+        on_device: The images lie on the device itself.
+    """
+
+    def __init__(
+        self, batch_size: int, image_size: int, device: Device, on_device: bool = False
+    ) -> None:
+        self._shape = (batch_size, image_size, image_size, 3)
+        self._device = device
+        self._on_device = on_device
+        self._free: deque[Slot] = deque()
+        self._handed_out: deque[Slot] = deque()
+
+    def take(self) -> Slot:
+        """A slot that nobody reads or writes."""
+        if not self._free:
+            return self._make()
+        slot = self._free.popleft()
+        if slot.copied is not None:
+            slot.copied.synchronize()
+            slot.copied = None
+        return slot
+
+    def _make(self) -> Slot:
+        place = self._device.torch_device if self._on_device else "cpu"
+        images = torch.empty(self._shape, dtype=torch.uint8, device=place)
+        if not self._device.can_pin_memory:
+            return Slot(images, None)
+        targets = torch.empty(self._shape[0], dtype=torch.int64)
+        if not self._on_device:
+            images = self._device.pin_memory(images)
+        return Slot(images, self._device.pin_memory(targets))
+
+    def target(self, slot: Slot, labels: NDArray[np.int64]) -> torch.Tensor:
+        """The labels as int64 [N], in the slot where that is pinned."""
+        target = torch.from_numpy(labels)
+        if slot.targets is None:
+            return target
+        return slot.targets[: len(labels)].copy_(target)
+
+    def hand_out(self, slot: Slot) -> None:
+        """The slot goes to the feeder."""
+        self._handed_out.append(slot)
+
+    def copied(self, event: Any | None) -> None:
+        """The oldest slot that was handed out is free after `event` (None: now)."""
+        slot = self._handed_out.popleft()
+        slot.copied = event
+        self._free.append(slot)
+
+    def give_back(self, slot: Slot) -> None:
+        """A slot that was not handed out is free now."""
+        self._free.append(slot)
