@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +49,7 @@ from image_classification.packing import packed_index
 
 BASELINE = "pillow"
 ALONE = "network alone"
-PARTS = ("core", "end-to-end", "network")
+PARTS = ("core", "end-to-end", "network", "memory")
 LONG_EPOCH = 20_000
 
 
@@ -71,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--arch", default="resnet50", metavar="NAME", help="part network; default: resnet50")
     choices = ["auto", "gpu", *DEVICE_TYPES]
     add("--device", default="auto", choices=choices, help="part network; default: auto")
+    add("--memory-epochs", type=int, default=50, metavar="N", help="part memory; default: 50")
     add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
     return parser
 
@@ -185,6 +188,15 @@ def compare_with_network(args: argparse.Namespace, index: ImageIndex) -> measure
     return _compare(args, contenders, device, lead=_batches_ahead(workers))
 
 
+def measure_memory(args: argparse.Namespace) -> dict[str, float]:
+    """What loader_memory.py says."""
+    script = Path(__file__).with_name("loader_memory.py")
+    command = [sys.executable, str(script), str(args.directory)]
+    command += ["--image-size", str(args.image_size), "--epochs", str(args.memory_epochs)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
 def _batches_ahead(workers: int) -> int:
     """More batches than any loader has ready when its turn begins: from then on it must work."""
     return 2 * max(workers, 2) + 2
@@ -244,6 +256,9 @@ def main(argv: list[str] | None = None) -> int:
         found = compare_with_network(args, index_of(args.directory, at_least=LONG_EPOCH))
         print(f"\nThe loader and {args.arch} on {device}\n\n" + found.table(ALONE))
         record["network"] = [result.record() for result in found.results]
+    if "memory" in args.parts:
+        record["memory"] = measure_memory(args)
+        print(f"\nMemory of the fast loader beyond that of torch: {record['memory']}")
     path = args.json or measure.result_path("loader", described["date"][:10], device)
     measure.write_json(path, record)
     print(f"written to {path}", file=sys.stderr)

@@ -29,6 +29,7 @@ from image_classification.data_index import ImageIndex, IndexBuilder
 from image_classification.device import Device
 from image_classification.errors import DataError, UsageError
 from image_classification.fast_loader.native import CROP, NativeDecoder, Status, kernel_names
+from image_classification.image_reading import file_content
 
 SEED = 0
 SETTLE_S = 1.5
@@ -66,7 +67,7 @@ class Crops:
         decoder = NativeDecoder(1)
         batch = decoder.load(index.paths(range(len(index))))
         batch.wait()
-        self.contents = [batch.content(i) for i in range(len(index))]
+        self.contents = [file_content(path) for path in index.paths(range(len(index)))]
         self.sizes = np.stack([batch.widths, batch.heights], axis=1)
         batch.free()
         decoder.close()

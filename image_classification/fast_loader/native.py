@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from image_classification.fast_loader.build import find_library
 
 # What csrc/c_api.h says of itself.
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 
 FILTER_NUMBERS = {"bilinear": 0, "triangular": 0, "bicubic": 1}
 
@@ -68,7 +68,6 @@ def _open_library(path: Path) -> Any | None:
         "load_bytes": (pointer, [pointer, long, ctypes.c_char_p, pointer]),
         "wait": (None, [pointer] * 6),
         "decode": (None, [pointer] * 4 + [integer, integer, pointer]),
-        "content": (pointer, [pointer, long, pointer]),
         "free": (None, [pointer]),
     }
     for name, (result, arguments) in signatures.items():
@@ -198,12 +197,6 @@ class NativeBatch:
             self._decoder, self._handle, crops.ctypes.data, skip.ctypes.data, width, height,
             output.ctypes.data,
         )  # fmt: skip
-
-    def content(self, i: int) -> bytes:
-        """The content of file `i`, for another decoder; only where its status is not OK."""
-        size = ctypes.c_int64()
-        start = self._core.fast_loader_content(self._handle, i, ctypes.byref(size))
-        return ctypes.string_at(start, size.value) if start else b""
 
     def free(self) -> None:
         """Wait and free the memory; safe to call twice."""

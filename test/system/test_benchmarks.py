@@ -207,7 +207,7 @@ def test_the_loader_benchmark(tmp_path: Path) -> None:
     command = [
         sys.executable, str(ROOT / "benchmarks" / "loader.py"), str(tmp_path / "images"),
         "--device", "cpu", "--arch", "resnet18", "--image-size", "32", "--batch-size", "2",
-        "--rounds", "1", "--steps", "1", "--json", str(path),
+        "--rounds", "1", "--steps", "1", "--memory-epochs", "2", "--json", str(path),
     ]  # fmt: skip
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
@@ -216,5 +216,6 @@ def test_the_loader_benchmark(tmp_path: Path) -> None:
             "both"} <= names  # fmt: skip
     record = json.loads(path.read_text())
     assert record["errors"]["ours"]["mean"] < 1.0
+    assert 0 < record["memory"]["first_epoch_mib"] <= record["memory"]["peak_mib"]
     rounds = [entry for part in ("core", "end_to_end", "network") for entry in record[part]]
     assert all(entry["rounds"][0]["images"] == 2 for entry in rounds)

@@ -252,3 +252,40 @@ def test_arguments_that_would_write_elsewhere_are_refused(decoder) -> None:
 def test_unknown_kernels() -> None:
     with pytest.raises(RuntimeError, match=r"kernels mmx; known: .*plain"):
         NativeDecoder(1, "mmx")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_size_is_found_behind_long_metadata(decoder, tmp_path, packed: bool) -> None:
+    """Files are read in parts first; colour profiles and previews come before the size."""
+    segment = b"\xff\xe2\xff\xf0" + bytes(0xFFEE)
+    data = jpeg(picture(40, 30))
+    content = data[:2] + 5 * segment + data[2:]
+    path = str(tmp_path / "file.jpg")
+    (tmp_path / "file.jpg").write_bytes(content)
+    if packed:
+        (tmp_path / "s.pack").write_bytes(b"before" + content + b"after")
+        path = f"{tmp_path}/s.pack@6+{len(content)}"
+    batch = decoder.load([path.encode()])
+    batch.wait()
+    assert (batch.widths[0], batch.heights[0], batch.statuses[0]) == (40, 30, Status.OK)
+    output = np.empty((1, 8, 8, 3), dtype=np.uint8)
+    batch.decode(np.array([crop_of((0, 0, 40, 30), (0, 0, 40, 30))]), np.zeros(1, bool), output)
+    batch.wait()
+    batch.free()
+    expected = train_pixels(Image.open(io.BytesIO(data)), (0, 0, 40, 30), False, TrainPreset(8))
+    assert np.abs(output[0].astype(int) - expected).mean() < 1.0
+
+
+def test_a_file_that_changes_between_the_stages(decoder, tmp_path) -> None:
+    path = tmp_path / "file.jpg"
+    for content, status in ((jpeg(picture(20, 30)), Status.BAD_CROP), (None, Status.CANNOT_READ)):
+        path.write_bytes(jpeg(picture(40, 30)))
+        batch = decoder.load([bytes(path)])
+        batch.wait()
+        path.unlink() if content is None else path.write_bytes(content)
+        output = np.empty((1, 8, 8, 3), dtype=np.uint8)
+        crops = np.array([crop_of((0, 0, 40, 30), (0, 0, 40, 30))])
+        batch.decode(crops, np.zeros(1, bool), output)
+        batch.wait()
+        assert batch.statuses[0] == status
+        batch.free()

@@ -5,15 +5,14 @@
 #include <cerrno>
 #include <memory>
 #include <new>
-#include <utility>
 
 #include "image_file.h"
 #include "jpeg_header.h"
 
 namespace fast_loader {
 
-// Larger buffers go back to the system.
-constexpr size_t kMaxSpareBytes = 1 << 20;
+// Enough for the size in nearly all files.
+constexpr size_t kHeadBytes = 1 << 14;
 
 BatchDecoder::BatchDecoder(int threads, const Kernels& kernels) : kernels_(kernels) {
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
@@ -42,41 +41,44 @@ void BatchDecoder::wait(Batch& batch) {
     done_.wait(lock, [&] { return batch.finished == batch.images.size() || closing_; });
 }
 
-// Reads the file into a buffer of one that has been decoded: fresh memory costs a page fault each
-// 4 KiB.
-void BatchDecoder::load(Image& image) {
-    if (!image.in_memory) {
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            if (!spare_.empty()) {
-                image.content = std::move(spare_.back());
-                spare_.pop_back();
-            }
-        }
-        image.status = read_file(image.path, image.content, image.size);
-        image.error = image.status == Status::kCannotRead ? errno : 0;
-    }
-    if (image.status == Status::kOk)
+// Reads as much of the file as tells the size.
+void BatchDecoder::load(Image& image, ByteBuffer& file) {
+    if (image.in_memory) {
         image.status = read_size(image.content.data(), image.size, image.width, image.height);
+        return;
+    }
+    for (size_t limit = kHeadBytes;; limit *= 8) {
+        size_t size = 0;
+        image.status = read_file(image.path, limit, file, size);
+        image.error = image.status == Status::kCannotRead ? errno : 0;
+        if (image.status == Status::kOk)
+            image.status = read_size(file.data(), size, image.width, image.height);
+        if (image.status != Status::kTruncated || size < limit) return;
+    }
 }
 
-void BatchDecoder::recycle(ByteBuffer& buffer) {
-    if (buffer.capacity() > kMaxSpareBytes) return;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    spare_.push_back(std::move(buffer));
+Status BatchDecoder::start(Image& image, CropDecoder& decoder, ByteBuffer& file) {
+    try {
+        if (image.in_memory) return decoder.start(image.content.data(), image.size, image.request);
+        size_t size = 0;
+        const Status status = read_file(image.path, kMaxFileBytes, file, size);
+        image.error = status == Status::kCannotRead ? errno : 0;
+        return status == Status::kOk ? decoder.start(file.data(), size, image.request) : status;
+    } catch (const std::bad_alloc&) {
+        return Status::kOutOfMemory;
+    }
 }
 
 void BatchDecoder::work() {
-    // On the heap: their tables are larger than a small thread's stack should bear.
-    const auto a = std::make_unique<CropDecoder>(kernels_);
-    const auto b = std::make_unique<CropDecoder>(kernels_);
+    // On the heap: the tables are larger than a small thread's stack should bear.
+    const auto place = std::make_unique<Workplace>(kernels_);
     for (;;) {
         Task task;
         if (!take(task, false, true)) return;
         if (task.batch->decoding) {
-            decode_queue(task, *a, *b);
+            decode_queue(task, *place);
         } else {
-            load(*task.image);
+            load(*task.image, place->file);
             finish(task);
         }
     }
@@ -105,16 +107,11 @@ void BatchDecoder::finish(const Task& task) {
 }
 
 // Prepares `task`, or the next one that can be prepared. Returns false when there is none.
-bool BatchDecoder::start_next(Task& task, CropDecoder& decoder) {
+bool BatchDecoder::start_next(Task& task, CropDecoder& decoder, ByteBuffer& file) {
     while (task.image != nullptr) {
         Image& image = *task.image;
-        if (image.status == Status::kOk && !image.skipped) {
-            try {
-                image.status = decoder.start(image.content.data(), image.size, image.request);
-            } catch (const std::bad_alloc&) {
-                image.status = Status::kOutOfMemory;
-            }
-        }
+        if (image.status == Status::kOk && !image.skipped)
+            image.status = start(image, decoder, file);
         if (image.status == Status::kOk && !image.skipped) return true;
         finish(task);
         task = {};
@@ -124,26 +121,27 @@ bool BatchDecoder::start_next(Task& task, CropDecoder& decoder) {
 }
 
 // Decodes as long as decoding is at the front of the queue, two images in turns.
-void BatchDecoder::decode_queue(Task first, CropDecoder& a, CropDecoder& b) {
+void BatchDecoder::decode_queue(Task first, Workplace& place) {
     struct Seat {
         CropDecoder& decoder;
         Task task;
         bool runs;
     };
-    Seat seats[2] = {{a, first, false}, {b, {}, false}};
-    seats[0].runs = start_next(seats[0].task, a);
+    Seat seats[2] = {{place.a, first, false}, {place.b, {}, false}};
+    seats[0].runs = start_next(seats[0].task, place.a, place.file);
     for (;;) {
         for (Seat& seat : seats) {
             if (seat.runs) continue;
             seat.task = {};
-            seat.runs = take(seat.task, true, false) && start_next(seat.task, seat.decoder);
+            seat.runs = take(seat.task, true, false) &&
+                        start_next(seat.task, seat.decoder, place.file);
         }
         if (seats[0].runs && seats[1].runs) {
-            kernels_.decode_two(a.lane(), b.lane());
+            kernels_.decode_two(place.a.lane(), place.b.lane());
         } else if (seats[0].runs) {
-            kernels_.decode_one(a.lane());
+            kernels_.decode_one(place.a.lane());
         } else if (seats[1].runs) {
-            kernels_.decode_one(b.lane());
+            kernels_.decode_one(place.b.lane());
         } else {
             return;
         }
@@ -152,8 +150,6 @@ void BatchDecoder::decode_queue(Task first, CropDecoder& a, CropDecoder& b) {
             seat.runs = seat.decoder.advance();
             if (seat.runs) continue;
             seat.task.image->status = seat.decoder.status();
-            if (seat.decoder.status() == Status::kOk && !seat.task.image->in_memory)
-                recycle(seat.task.image->content);
             finish(seat.task);
         }
     }

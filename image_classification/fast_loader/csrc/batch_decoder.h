@@ -20,9 +20,9 @@ namespace fast_loader {
 
 struct Image {
     std::string path;
-    ByteBuffer content;
-    size_t size = 0;  // of the content
-    bool in_memory = false;  // the content is there already
+    ByteBuffer content;      // of a file in memory
+    size_t size = 0;         // of the content
+    bool in_memory = false;  // path means nothing
     bool skipped = false;    // not to be decoded
     int error = 0;    // errno where the file could not be read
     int width = 0, height = 0;
@@ -30,8 +30,10 @@ struct Image {
     Status status = Status::kOk;
 };
 
-// Files on their way to pixels, in two stages: loading tells the sizes, which the caller needs to
-// choose the crops; then they are decoded.
+// Files on their way to pixels, in two stages: loading reads their heads, which tell the sizes, from
+// which the caller chooses the crops; then they are read as a whole and decoded. In between nothing
+// of a file is kept but by the system, which is told early what will be read: memory stays small,
+// and a slow disk has many files to fetch at a time.
 struct Batch {
     std::vector<Image> images;
     bool decoding = false;  // which stage
@@ -58,19 +60,25 @@ private:
         Image* image = nullptr;
     };
 
+    // What a thread keeps from image to image.
+    struct Workplace {
+        explicit Workplace(const Kernels& kernels) : a(kernels), b(kernels) {}
+        ByteBuffer file;
+        CropDecoder a, b;
+    };
+
     void work();
-    void load(Image& image);
-    void recycle(ByteBuffer& buffer);
+    void load(Image& image, ByteBuffer& file);
+    Status start(Image& image, CropDecoder& decoder, ByteBuffer& file);
     bool take(Task& task, bool decoding, bool may_wait);
     void finish(const Task& task);
-    void decode_queue(Task first, CropDecoder& a, CropDecoder& b);
-    bool start_next(Task& task, CropDecoder& decoder);
+    void decode_queue(Task first, Workplace& place);
+    bool start_next(Task& task, CropDecoder& decoder, ByteBuffer& file);
 
     const Kernels& kernels_;
     std::mutex mutex_;
     std::condition_variable work_, done_;
     std::deque<Batch*> queue_;
-    std::vector<ByteBuffer> spare_;  // of files that have been decoded
     bool closing_ = false;
     std::vector<std::thread> threads_;
 };

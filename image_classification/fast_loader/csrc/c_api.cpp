@@ -43,7 +43,7 @@ Batch* make_batch(int64_t count, const int64_t* offsets, Fill fill) {
 
 }  // namespace
 
-int32_t fast_loader_version() { return 1; }
+int32_t fast_loader_version() { return 2; }
 
 const char* fast_loader_kernels() {
     static const std::string names = [] {
@@ -123,12 +123,6 @@ void fast_loader_decode(BatchDecoder* decoder, Batch* batch, const FastLoaderCro
     }
     batch->decoding = true;
     decoder->submit(*batch);
-}
-
-const uint8_t* fast_loader_content(const Batch* batch, int64_t image, int64_t* size) {
-    const Image& found = batch->images[static_cast<size_t>(image)];
-    *size = static_cast<int64_t>(found.size);
-    return found.content.data();
 }
 
 void fast_loader_free(Batch* batch) { delete batch; }

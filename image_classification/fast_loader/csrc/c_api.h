@@ -32,7 +32,7 @@ FAST_LOADER_API fast_loader::BatchDecoder* fast_loader_open(int32_t threads, con
 // Ends the threads; no batch may be under way.
 FAST_LOADER_API void fast_loader_close(fast_loader::BatchDecoder* decoder);
 
-// Starts to read `count` files. Path i is paths[offsets[i] .. offsets[i + 1]). Returns null when out
+// Starts to read the sizes of `count` files. Path i is paths[offsets[i] .. offsets[i + 1]). Returns null when out
 // of memory.
 FAST_LOADER_API fast_loader::Batch* fast_loader_load(fast_loader::BatchDecoder* decoder,
                                                      int64_t count, const char* paths,
@@ -54,10 +54,6 @@ FAST_LOADER_API void fast_loader_decode(fast_loader::BatchDecoder* decoder,
                                         fast_loader::Batch* batch, const FastLoaderCrop* crops,
                                         const uint8_t* skip, int32_t width, int32_t height,
                                         uint8_t* output);
-
-// The content of a loaded file, valid until the batch is freed.
-FAST_LOADER_API const uint8_t* fast_loader_content(const fast_loader::Batch* batch, int64_t image,
-                                                   int64_t* size);
 
 // Frees a batch whose last stage has been waited for.
 FAST_LOADER_API void fast_loader_free(fast_loader::Batch* batch);

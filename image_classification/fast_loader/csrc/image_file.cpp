@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <new>
 #include <string>
@@ -73,7 +74,7 @@ Status read_all(int descriptor, int64_t offset, uint8_t* to, size_t& size) {
 
 }  // namespace
 
-Status read_file(const std::string& path, ByteBuffer& content, size_t& size) {
+Status read_file(const std::string& path, size_t limit, ByteBuffer& content, size_t& size) {
     size = 0;
     const Part part = part_of(path);
     const File file(part.file.c_str());
@@ -86,13 +87,17 @@ Status read_file(const std::string& path, ByteBuffer& content, size_t& size) {
     }
     const int64_t length = part.length < 0 ? info.st_size : part.length;
     if (length > kMaxFileBytes) return Status::kTooLarge;
+    const size_t bytes = std::min(static_cast<size_t>(length), limit);
     try {
-        const auto bytes = static_cast<size_t>(length);
         content.reserve(bytes);
         size = bytes;
     } catch (const std::bad_alloc&) {
         return Status::kOutOfMemory;
     }
+    const auto rest = part.offset + static_cast<int64_t>(bytes);
+    if (static_cast<int64_t>(bytes) < length)
+        posix_fadvise(file.descriptor(), rest, length - static_cast<int64_t>(bytes),
+                      POSIX_FADV_WILLNEED);
     return read_all(file.descriptor(), part.offset, content.data(), size);
 }
 
