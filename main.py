@@ -788,7 +788,6 @@ def train_epoch(
 ) -> tuple[dict[str, float | None], float | None]:
     """Trains and validates once; returns the metrics and the top-1 (%) that decides on the best."""
     from image_classification import distributed
-    from image_classification.dataloaders import waiting_advice
 
     args, started = state.args, time.perf_counter()
     loaders["train"].set_position(epoch, 0)
@@ -796,8 +795,7 @@ def train_epoch(
         loaders["train"], epoch, epochs=args.epochs, print_freq=args.print_freq,
         logger=state.logger)
     row["train.epoch_time"] = time.perf_counter() - started
-    for line in (loaders["train"].news(),
-                 waiting_advice(row, args.data_backend, args.workers)):
+    for line in (loaders["train"].news(), loaders["train"].explain_waiting(row)):
         if line is not None:
             state.logger.warning(line)
     distributed.broadcast_buffers(trainer.model)

@@ -9,13 +9,16 @@ contiguous piece of the epoch's order, whatever W, B and the accumulation are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from image_classification.augmentation import epoch_order
 from image_classification.errors import DataError
+
+# Share of the time (%) spent waiting for data that a user should hear of.
+WORTH_A_WORD = 10.0
 
 
 class BatchSchedule:
@@ -133,14 +136,17 @@ class ScheduledLoader:
     Attributes:
         fallbacks: Images so far that the loader's own decoder did not read, but Pillow.
         fallback_advice: What to do about them, for the user.
+        waiting_advice: What to do where the device waits for this loader; empty: it never does.
     """
 
     fallback_advice = ""
+    waiting_advice = ""
 
     def __init__(self, schedule: BatchSchedule) -> None:
         self._schedule = schedule
         self.fallbacks = 0
         self._fallbacks_told = False
+        self._waiting_told = False
 
     @property
     def num_samples(self) -> int:
@@ -150,6 +156,7 @@ class ScheduledLoader:
     def set_position(self, epoch: int, samples: int) -> None:
         """See `BatchSchedule.set_position`."""
         self._schedule.set_position(epoch, samples)
+        self._waiting_told = False
 
     def __len__(self) -> int:
         """Batches that this rank yields from the current position to the end of the epoch."""
@@ -163,4 +170,25 @@ class ScheduledLoader:
         return (
             f"{self.fallbacks} images so far were read by Pillow, which is slower: "
             f"{self.fallback_advice}"
+        )
+
+    def explain_waiting(self, row: Mapping[str, float | None]) -> str | None:
+        """What to change where training waits for its data, once after each `set_position`.
+
+        Args:
+            row: Metrics: train.data_wait (%), train.total_ips and train.compute_ips (images/s).
+
+        Returns:
+            One line, None below 10 %.
+        """
+        wait, rate = row.get("train.data_wait"), row.get("train.total_ips")
+        if not wait or not rate or wait <= WORTH_A_WORD:
+            return None
+        if not self.waiting_advice or self._waiting_told:
+            return None
+        self._waiting_told = True
+        return (
+            f"{wait:.0f} % of the time went into waiting for images: the loader gave {rate:.0f} "
+            f"images/s, the network could take {row.get('train.compute_ips') or rate:.0f}; "
+            f"{self.waiting_advice}"
         )

@@ -87,6 +87,7 @@ class DaliLoader(ScheduledLoader):
         self._device = device
         self._prefetch = prefetch
         self._threads = max(threads, 1)
+        self.waiting_advice = f"take --data-backend fast, or more threads than {threads} (-j)"
         self._on_gpu = on_gpu
         self._reader = SampleReader(index, preset, schedule.seed)
         self._ring = BatchRing(schedule.batch_size, preset.image_size, device, on_gpu)

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "Loader", "SyntheticIndex", "create_loader", "synthetic_splits"]
 
-# Share of the time (%) spent waiting for data that a user should hear of.
-WORTH_A_WORD = 10.0
-
 BACKENDS = ("fast", "pytorch", "dali-cpu", "dali-gpu", "synthetic")
 
 
@@ -65,6 +62,9 @@ class Loader(Protocol):
 
     def news(self) -> str | None:
         """A line for the user that was not said before, None if there is none."""
+
+    def explain_waiting(self, row: Mapping[str, float | None]) -> str | None:
+        """What to change where training waits for its data; see `ScheduledLoader`."""
 
     def close(self) -> None:
         """Free worker processes; call it when the loader is no longer needed."""
@@ -107,32 +107,6 @@ def choose_backend(
     if wanted != "auto":
         raise UsageError(problem)
     return "pytorch", problem
-
-
-def waiting_advice(row: Mapping[str, float | None], backend: str, workers: int) -> str | None:
-    """What to change where training waits for its data.
-
-    Args:
-        row: Metrics of an epoch: train.data_wait (%), train.total_ips and train.compute_ips.
-        backend: The backend that reads the images.
-        workers: Its threads or worker processes.
-
-    Returns:
-        One line, None below 10 %.
-    """
-    wait, rate = row.get("train.data_wait"), row.get("train.total_ips")
-    if wait is None or rate is None or wait <= WORTH_A_WORD or backend == "synthetic":
-        return None
-    cures = {
-        "fast": f"give it more threads than {workers} (-j) if cores are free, or a faster disk",
-        "pytorch": f"take --data-backend fast, or more worker processes than {workers} (-j)",
-        "dali": f"take --data-backend fast, or more threads than {workers} (-j)",
-    }
-    return (
-        f"{wait:.0f} % of the time went into waiting for images: the loader gave {rate:.0f} "
-        f"images/s, the network could take {row.get('train.compute_ips') or rate:.0f}; "
-        f"{cures[backend.partition('-')[0]]}"
-    )
 
 
 def synthetic_splits(sizes: tuple[int, int], num_classes: int) -> Splits:

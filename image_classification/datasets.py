@@ -223,7 +223,7 @@ def _list_part(images: ImageList, split: str) -> _Part:
     """A list as a part; the label numbers stand in for the names that are not settled yet."""
     builder, base = images.builder, images.base
     if images.names is None:
-        names = [str(label) for label in range(int(builder.labels().max()) + 1)]
+        names = [str(label) for label in range(int(np.max(builder.labels())) + 1)]
         return _Part(builder.build(base, names, split, "list"), True, images.folders)
     # Sorted, as class folders would be.
     names = sorted(images.names)
@@ -289,7 +289,7 @@ def _match_val(val: _Part, train: _Part, classes: list[str], warnings: list[str]
     """The val index with train's labels."""
     index = val.index
     if val.numbered and not _folders_known(val, classes):
-        largest = int(index.labels.max())
+        largest = int(np.max(index.labels))
         if largest >= len(classes):
             raise DataError(
                 f"val.txt has labels up to {largest}, but train has {len(classes)} classes (labels "

@@ -74,6 +74,9 @@ class PytorchLoader(ScheduledLoader):
         self.bad = bad
         super().__init__(schedule)
         self._feeder = feeder
+        self.waiting_advice = (
+            f"take --data-backend fast, or more worker processes than {workers} (-j)"
+        )
         if isinstance(preset, TrainPreset) and preset.policy is not None:
             require_torchvision(preset.policy)
         self._index = index

@@ -237,6 +237,8 @@ class Trainer:
                 row = self._metrics(interval, throughput.window_rates())
                 logger.log((epoch, iteration), row)
                 self._check_finite(interval, epoch, iteration)
+                if (advice := loader.explain_waiting(row)) is not None:
+                    logger.warning(advice)
             logger.progress("train", epoch, epochs, iteration, self.num_batches, row or None)
         self._check_finite(totals, epoch, self.num_batches)
         return self._metrics(totals, throughput.rates())

@@ -91,6 +91,9 @@ class FastLoader(ScheduledLoader):
         self._feeder = feeder
         self._prefetch = prefetch
         threads = max(threads, 1)
+        self.waiting_advice = (
+            f"give it more threads than {threads} (-j) if cores are free, or a faster disk"
+        )
         self._index = index
         self._preset = preset
         self._reader = SampleReader(index, preset, schedule.seed)

@@ -26,7 +26,7 @@ from loader_helpers import (
 from image_classification.augmentation import TrainPreset
 from image_classification.batch_schedule import BatchSchedule
 from image_classification.data_index import ImageIndex
-from image_classification.dataloaders import SyntheticIndex, waiting_advice
+from image_classification.dataloaders import SyntheticIndex
 from image_classification.device_feed import DeviceFeeder
 from image_classification.errors import DataError
 
@@ -299,14 +299,17 @@ def test_workers_hold_no_index(index: ImageIndex) -> None:
     assert len(held) < 500 and b".png" not in held and os.fsencode(index.root) not in held
 
 
-def test_waiting_for_data_is_explained() -> None:
+def test_waiting_for_data_is_explained(index: ImageIndex) -> None:
     row = {"train.data_wait": 34.4, "train.total_ips": 656.0, "train.compute_ips": 1000.0}
-    line = waiting_advice(row, "pytorch", 5)
-    assert line == (
+    loader = make(index, workers=5)
+    assert loader.explain_waiting({**row, "train.data_wait": 9.9}) is None
+    assert loader.explain_waiting({**row, "train.data_wait": None}) is None
+    assert loader.explain_waiting(row) == (
         "34 % of the time went into waiting for images: the loader gave 656 images/s, the network "
         "could take 1000; take --data-backend fast, or more worker processes than 5 (-j)"
     )
-    assert "more threads than 2 (-j)" in str(waiting_advice(row, "fast", 2))
-    assert waiting_advice({**row, "train.data_wait": 9.9}, "fast", 2) is None
-    assert waiting_advice({**row, "train.data_wait": None}, "fast", 2) is None
-    assert waiting_advice(row, "synthetic", 2) is None
+    assert loader.explain_waiting(row) is None
+    loader.set_position(1, 0)
+    assert loader.explain_waiting(row) is not None
+    loader.close()
+    assert make(index, backend="synthetic").explain_waiting(row) is None

@@ -175,6 +175,8 @@ def test_other_formats_are_read_by_pillow_and_counted(tmp_path: Path, backend) -
     assert loader.fallbacks == 24
     assert "24 images so far were read by Pillow" in str(loader.news())
     assert loader.news() is None
+    row = {"train.data_wait": 11.0, "train.total_ips": 5.0, "train.compute_ips": 6.0}
+    assert "more threads than 1 (-j)" in str(make(index, backend=backend).explain_waiting(row))
 
 
 @needs_core

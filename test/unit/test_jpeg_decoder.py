@@ -98,6 +98,21 @@ def test_training_crops_equal_pillows(decoder, variant: str, bicubic: bool) -> N
         assert difference(output[i], train_pixels(reference, box, i % 2 == 1, preset)) < 0.8
 
 
+def test_440_equals_pillow(decoder) -> None:
+    """Pillow does not write it; the blocks of a square 4:2:2 file, placed otherwise, make one."""
+    data = bytearray(jpeg(picture(208, 208, patch=26), subsampling=1))
+    frame = data.index(b"\xff\xc0")
+    assert data[frame + 11] == 0x21
+    data[frame + 11] = 0x12
+    boxes: list[Box] = [(0, 0, 208, 208), (7, 9, 120, 130), (100, 60, 203, 149), (31, 0, 44, 149)]
+    crops = [crop_of(box, box) for box in boxes]
+    output, statuses = decode(decoder, [bytes(data)] * len(boxes), crops, 48)
+    assert statuses == [Status.OK] * len(boxes)
+    reference = Image.open(io.BytesIO(data)).convert("RGB")
+    for ours, box in zip(output, boxes, strict=True):
+        assert difference(ours, train_pixels(reference, box, False, TrainPreset(48))) < 0.8
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_validation_crops_of_any_size_equal_pillows(decoder, mode: str, subsampling: int) -> None:

@@ -261,7 +261,8 @@ def test_commands_are_accepted(words: list[str]) -> None:
     elif words[0] == "source":
         assert words[1] == ".venv/bin/activate" or (ROOT / words[1]).is_file()
     elif words[0] == "pip":
-        assert words[1] == "install" and (words[2] != "-r" or (ROOT / words[3]).is_file())
+        assert words == ["pip", "wheel", "."] or words[1] == "install"
+        assert words[2] != "-r" or (ROOT / words[3]).is_file()
     else:
         assert words[:2] in (["docker", "build"], ["docker", "load"])
         for flag in words[2:]:

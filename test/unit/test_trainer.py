@@ -34,6 +34,9 @@ class Batches:
     def __len__(self) -> int:
         return len(self.batches)
 
+    def explain_waiting(self, row: dict[str, Any]) -> str | None:
+        return None
+
 
 class RowKeeper(Logger):
     """A logger that keeps its rows."""
@@ -249,6 +252,19 @@ def test_no_host_wait_between_log_lines(monkeypatch: pytest.MonkeyPatch) -> None
     )
     assert len(keeper.rows) == 2
     assert reads == ["tolist"] * 2  # the sums, once per log line
+
+
+def test_what_the_loader_says_about_waiting_is_told_at_log_lines() -> None:
+    class SlowBatches(Batches):
+        def explain_waiting(self, row: dict[str, Any]) -> str:
+            return f"waited, loss {row['train.loss']:.5f}"
+
+    keeper, warnings = RowKeeper(), []
+    keeper.warning = warnings.append
+    batches = SlowBatches(make_batches(6, 4).batches)
+    make_trainer(make_net()).train_epoch(batches, 0, epochs=1, print_freq=2, logger=keeper)
+    assert warnings == [f"waited, loss {row['train.loss']:.5f}" for _, row in keeper.rows]
+    assert len(warnings) == 3
 
 
 def test_a_non_finite_loss_ends_the_run() -> None:
