@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from image_classification.datasets import Splits
     from image_classification.device import Device
     from image_classification.distributed import Launch
+    from image_classification.interruption import Interruption
     from image_classification.logger import Logger
     from image_classification.training import Trainer
     from image_classification.validation import Validator
@@ -514,6 +515,7 @@ class Run:
     accumulation_steps: int
     amp_dtype: torch.dtype | None
     memory_format: torch.memory_format
+    interruption: Interruption
 
 
 def run(args: argparse.Namespace, notes: list[str]) -> None:
@@ -573,8 +575,9 @@ def run_seed(
             torch.nn.CrossEntropyLoss(), device=device, amp_dtype=state.amp_dtype, topk=args.topk,
             world_size=launch.world_size, max_batches=args.prof if args.prof > 0 else None,
             measure_latency=args.evaluate, epochs=1 if args.evaluate else args.epochs,
-            print_freq=args.print_freq, logger=logger)
+            print_freq=args.print_freq, logger=logger, between_steps=state.interruption.check)
         # ---- evaluate or train
+        cleanup.enter_context(state.interruption)
         if args.evaluate:
             result = validator.run(model, loaders["val"], "val")
             best: float | None = result.top1
@@ -596,6 +599,7 @@ def open_run(
 ) -> tuple[Run, str]:
     """Opens workspace, checkpoint and log; settles what the command line leaves open."""
     from image_classification import checkpoint, distributed, training
+    from image_classification.interruption import Interruption
     from image_classification.logger import create_logger, new_run_id
     from image_classification.workspace import open_workspace
 
@@ -620,7 +624,7 @@ def open_run(
     for line in skipped:
         logger.warning(line)
     return Run(args, launch, device, workspace, logger, saved, seed, accumulation, amp_dtype,
-               device.memory_format(args.memory_format, args.amp)), precision
+               device.memory_format(args.memory_format, args.amp), Interruption()), precision
 
 
 def load_data(state: Run) -> Splits:
@@ -740,7 +744,8 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
         accumulation_steps=state.accumulation_steps, clip_grad_norm=args.clip_grad_norm,
         mixup_alpha=args.mixup, freeze_bn=args.freeze_bn,
         ema=None if args.use_ema is None else ModelEma(model, args.use_ema),
-        seed=state.seed, rank=launch.rank, world_size=launch.world_size)
+        seed=state.seed, rank=launch.rank, world_size=launch.world_size,
+        between_steps=state.interruption.check)
     if state.saved is not None:
         lines = checkpoint.changed_settings(state.saved, {**vars(args), "seed": state.seed})
         for line in [*lines, *trainer.load_state_dict(state.saved)]:
@@ -795,9 +800,8 @@ def train_epoch(
         loaders["train"], epoch, epochs=args.epochs, print_freq=args.print_freq,
         logger=state.logger)
     row["train.epoch_time"] = time.perf_counter() - started
-    for line in (loaders["train"].news(), loaders["train"].explain_waiting(row)):
-        if line is not None:
-            state.logger.warning(line)
+    for line in loaders["train"].news(row):
+        state.logger.warning(line)
     distributed.broadcast_buffers(trainer.model)
     top1 = None  # of the average, which comes last, where there is one
     for prefix, model in trainer.models().items() if "val" in loaders else ():

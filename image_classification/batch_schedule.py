@@ -162,8 +162,16 @@ class ScheduledLoader:
         """Batches that this rank yields from the current position to the end of the epoch."""
         return len(self._schedule)
 
-    def news(self) -> str | None:
-        """Once, how many images Pillow had to read; None if there is nothing to say."""
+    def news(self, row: Mapping[str, float | None]) -> list[str]:
+        """What there is to say after an epoch and was not said before.
+
+        Args:
+            row: See `explain_waiting`.
+        """
+        lines = [self._explain_fallbacks(), self.explain_waiting(row)]
+        return [line for line in lines if line is not None]
+
+    def _explain_fallbacks(self) -> str | None:
         if self._fallbacks_told or not self.fallbacks:
             return None
         self._fallbacks_told = True

@@ -60,11 +60,11 @@ class Loader(Protocol):
         """Yield the rest of the epoch. After its last batch the start of the next epoch is the
         position; an abandoned loop leaves the position where it was."""
 
-    def news(self) -> str | None:
-        """A line for the user that was not said before, None if there is none."""
-
     def explain_waiting(self, row: Mapping[str, float | None]) -> str | None:
         """What to change where training waits for its data; see `ScheduledLoader`."""
+
+    def news(self, row: Mapping[str, float | None]) -> list[str]:
+        """What there is to say after an epoch, given its metrics, and was not said before."""
 
     def close(self) -> None:
         """Free worker processes; call it when the loader is no longer needed."""

@@ -114,6 +114,7 @@ class Trainer:
         rank: Rank of this process (its dropout masks differ from the others').
         world_size: Number of ranks, for the throughput.
         num_batches: Batches of an epoch on each device, a multiple of the accumulation steps.
+        between_steps: Called after each batch; an exception of it ends the training.
 
     Attributes:
         step: Optimizer steps attempted so far in the whole training; the schedule follows it.
@@ -140,8 +141,10 @@ class Trainer:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        between_steps: Callable[[], None] = lambda: None,
     ) -> None:
         """Stores the parts, see the class."""
+        self._between_steps = between_steps
         self.model = model
         self.forward = forward
         self.criterion = criterion
@@ -240,6 +243,7 @@ class Trainer:
                 if (advice := loader.explain_waiting(row)) is not None:
                     logger.warning(advice)
             logger.progress("train", epoch, epochs, iteration, self.num_batches, row or None)
+            self._between_steps()
         self._check_finite(totals, epoch, self.num_batches)
         return self._metrics(totals, throughput.rates())
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,7 @@ class Validator:
         epochs: Number of epochs of the run, for the progress.
         print_freq: Batches between log rows.
         logger: Receives rows and progress.
+        between_steps: Called after each batch; an exception of it ends the validation.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Validator:
         epochs: int = 1,
         print_freq: int = 100,
         logger: Logger,
+        between_steps: Callable[[], None] = lambda: None,
     ) -> None:
         self.criterion = criterion
         self.device = device
@@ -105,6 +108,7 @@ class Validator:
         self.epochs = epochs
         self.print_freq = print_freq
         self.logger = logger
+        self._between_steps = between_steps
 
     @torch.inference_mode()
     def run(
@@ -149,6 +153,9 @@ class Validator:
                 self.device.synchronize()
             throughput.step_done(len(target) * self.world_size)
             self.logger.progress("val", epoch, self.epochs, step, num_batches, row or None)
+            self._between_steps()
+        for line in loader.news({}):
+            self.logger.warning(line)
         sums = [float(loss_sum), *(float(count) for count in correct.tolist()), float(seen)]
         loss, correct1, correctk, total = sum_over_ranks(sums)
         if not total:

@@ -170,11 +170,12 @@ def test_streams_change_no_value(photos, backend) -> None:
 def test_other_formats_are_read_by_pillow_and_counted(tmp_path: Path, backend) -> None:
     index = write_greys(tmp_path, "png")
     loader = make(index, backend=backend)
-    assert loader.news() is None
+    assert loader.news({}) == []
     assert read_greys(loader) == read_greys(make(index))
     assert loader.fallbacks == 24
-    assert "24 images so far were read by Pillow" in str(loader.news())
-    assert loader.news() is None
+    (line,) = loader.news({})
+    assert "24 images so far were read by Pillow" in line
+    assert loader.news({}) == []
     row = {"train.data_wait": 11.0, "train.total_ips": 5.0, "train.compute_ips": 6.0}
     assert "more threads than 1 (-j)" in str(make(index, backend=backend).explain_waiting(row))
 
