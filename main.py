@@ -31,7 +31,7 @@ from models import find_arch, model_names
 if TYPE_CHECKING:
     import torch
 
-    from image_classification.augmentation import EvalPreset, TrainPreset
+    from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
     from image_classification.dataloaders import Loader
     from image_classification.datasets import Splits
     from image_classification.device import Device
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 PACKAGE_ROOT = Path(__file__).resolve().parent
 BEST_NAME = "model_best.pth.tar"
 SAMPLE_PREFIX = "sample:"
+CIFAR_SIDE = 32
+DEFAULT_CROP_SCALE = (0.08, 1.0)
 LARGEST_SEED = 2**63 - 1
 
 # ------------------------------------------------------------------------------------------------
@@ -76,10 +78,15 @@ def build_parser() -> OptionParser:
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("directory", metavar="DIR", nargs="?",
-        help="folder with train/ and val/ (and train.txt, val.txt), or sample:digits")
+        help="folder with train/ and val/ (and train.txt, val.txt), CIFAR's archives, or "
+        "sample:digits")
     add("--data", metavar="DIR", help="the same as the positional DIR")
+    add("--dataset", default="auto", choices=["auto", "folder", "cifar10", "cifar100"],
+        help="what DIR holds (auto: look); CIFAR is downloaded where it is missing, by default "
+        "into data/ of this package")
     add("--data-backend", default="auto", metavar="NAME", choices=DATA_BACKENDS,
-        help="auto (= pytorch), pytorch or synthetic (also spelt syntetic)")
+        help="auto (fast where it is built, else pytorch), fast, pytorch, dali-cpu, dali-gpu, "
+        "resident (small images, in memory) or synthetic")
     add("--dummy_test", action="store_true", help="the same as --data-backend synthetic")
     add("--synthetic-size", type=int, nargs=2, default=[1281167, 50000], metavar=("TRAIN", "VAL"),
         help="images per epoch of the synthetic data (default: ImageNet's)")
@@ -108,12 +115,14 @@ def _add_augmentation_options(group: argparse._ArgumentGroup) -> None:
     add("--interpolation", choices=["bilinear", "bicubic", "triangular"],
         help="resize filter, antialiased (default: the checkpoint's, else bilinear); triangular is "
         "bilinear's other name")
-    add("--crop-scale", type=float, nargs=2, default=[0.08, 1.0], metavar=("MIN", "MAX"),
+    add("--crop-scale", type=float, nargs=2, default=[*DEFAULT_CROP_SCALE], metavar=("MIN", "MAX"),
         help="area of training crops as a share of the image (default: 0.08 1)")
     add("--hflip", type=float, default=0.5, metavar="P",
         help="probability of a horizontal flip in training (default: 0.5)")
     add("--augmentation", default="none", type=str.lower, choices=["none", "autoaugment"],
         help="further policy for training images (needs torchvision)")
+    add("--cutout", type=int, default=0, metavar="PX",
+        help="small images in memory: side of a square set to the mean colour (default: 0, none)")
     add("--mixup", type=float, default=0.0, metavar="ALPHA",
         help="MixUp with Beta(alpha, alpha); 0 is off (default: 0)")
 
@@ -198,7 +207,10 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     add("--lr", "--learning-rate", type=float, metavar="LR",
         help="peak rate (default: 0.256 x images per optimizer step / 256)")
     add("--lr-schedule", default="step", choices=["step", "linear", "cosine"],
-        help="step divides by 10 at 1/3, 2/3 and 8/9 of the epochs (default)")
+        help="step multiplies by --lr-gamma at 1/3, 2/3 and 8/9 of the epochs (default)")
+    add("--lr-milestones", type=_int_list, metavar="E,E,...",
+        help="epochs after which step falls, instead of 1/3, 2/3 and 8/9")
+    add("--lr-gamma", type=float, default=0.1, metavar="G", help="default: 0.1")
     add("--warmup", type=float, default=0, metavar="EPOCHS", help="linear warm-up (default: 0)")
     add("--end-lr", type=float, default=0.0, metavar="LR", help="last rate of linear and cosine")
     add("--momentum", "--mom", type=float, default=0.9, metavar="M", help="default: 0.9")
@@ -240,7 +252,8 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
 
 
 DATA_BACKENDS = [
-    "auto", "fast", "pytorch", "dali-cpu", "dali-gpu", "dali-mlu", "synthetic", "syntetic",
+    "auto", "fast", "pytorch", "dali-cpu", "dali-gpu", "dali-mlu", "resident", "synthetic",
+    "syntetic",
 ]
 AFFINITY_MODES = [
     "none", "socket", "socket_single", "socket_single_unique",
@@ -312,6 +325,8 @@ def _resolve_aliases(args: argparse.Namespace, problems: list[str]) -> list[str]
     if args.directory and args.data and args.directory != args.data:
         problems.append(f"DIR is {args.directory!r} and --data is {args.data!r}; give one of them")
     args.data = args.data or args.directory
+    if args.data is None and args.dataset.startswith("cifar"):
+        args.data = str(PACKAGE_ROOT / "data")
     if args.dummy_test or args.data_backend == "syntetic":
         args.data_backend = "synthetic"
     if args.device == "gpu":
@@ -358,8 +373,8 @@ def validate_args(args: argparse.Namespace) -> list[str]:
             "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast")
     for option in ("--batch-size", "--print-freq", "--topk", "--prefetch"):
         at_least(option, 1)
-    for option in ("--workers", "--warmup", "--end-lr", "--weight-decay", "--mixup", "--gpu-id",
-                   "--lr"):
+    for option in ("--workers", "--cutout", "--lr-gamma", "--warmup", "--end-lr", "--weight-decay",
+                   "--mixup", "--gpu-id", "--lr"):
         at_least(option, 0)
     for option in ("--epochs", "--num-classes", "--image-size", "--val-resize", "--world-size"):
         at_least(option, 1)
@@ -367,6 +382,7 @@ def validate_args(args: argparse.Namespace) -> list[str]:
                    "--early-stopping-patience"):
         at_least(option, 1, also=-1)
     at_least("--gather-checkpoints", 0, also=-1)
+    require(args.workers is None or args.workers <= 1024, f"--workers {args.workers}: at most 1024")
     for option in ("--label-smoothing", "--dropout", "--hflip", "--momentum", "--rmsprop-alpha",
                    "--max-bad"):
         within(option, 0, 1)
@@ -423,6 +439,10 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
         (args.amp_dtype != "auto" and not args.amp, f"--amp-dtype {args.amp_dtype} needs --amp"),
         (args.tf32 is not None and args.device not in ("auto", "cuda"),
          f"--tf32 is a switch of cuda, the device is {args.device}"),
+        (args.lr_schedule != "step" and (args.lr_milestones is not None or args.lr_gamma != 0.1),
+         "--lr-milestones and --lr-gamma are for --lr-schedule step"),
+        (args.lr_milestones is not None and sorted(set(args.lr_milestones)) != args.lr_milestones,
+         "--lr-milestones: needs growing numbers of epochs"),
         (args.end_lr > 0 and args.lr_schedule == "step",
          "--end-lr is for --lr-schedule linear or cosine"),
         (len({args.checkpoint_filename, args.raport_file, BEST_NAME, "metrics.jsonl"}) < 4,
@@ -458,32 +478,53 @@ def choose_workspace(args: argparse.Namespace, seed: int | None) -> tuple[Path, 
 
 
 def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
-    """Fills in network and input size: the command line's, else the checkpoint's, else ours."""
+    """Fills in data set, network and input size: the command line's, the checkpoint's, or ours."""
+    from image_classification import data_sources
+
+    if args.data_backend == "synthetic" or _is_sample(args.data):
+        args.dataset = "folder"
+    args.dataset = data_sources.settle_dataset(args.dataset, args.data)
+    cifar = args.dataset != "folder"
     if saved is not None:
         preset = saved["preprocessing"]["val"]
         args.arch = saved["arch"]
         args.image_size = args.image_size or preset["image_size"]
         args.val_resize = args.val_resize or preset["resize_size"]
         args.interpolation = args.interpolation or preset["interpolation"]
-    args.arch = args.arch or "resnet50"
-    args.image_size = args.image_size or find_arch(args.arch).image_size
-    args.val_resize = args.val_resize or args.image_size + 32
+    args.arch = args.arch or ("resnet50_cifar" if cifar else "resnet50")
+    arch = find_arch(args.arch)
+    args.image_size = args.image_size or (CIFAR_SIDE if cifar else arch.image_size)
+    enlarge = 0 if cifar or arch.small_images else 32
+    args.val_resize = args.val_resize or args.image_size + enlarge
     args.interpolation = args.interpolation or "bilinear"
     if args.val_resize < args.image_size:
         raise UsageError(f"--val-resize {args.val_resize} is below image size {args.image_size}")
+    cropped = tuple(args.crop_scale) != DEFAULT_CROP_SCALE
+    if cifar and ({args.image_size, args.val_resize} != {CIFAR_SIDE} or cropped):
+        raise UsageError(f"{args.dataset} is shown as it is, with {CIFAR_SIDE} pixels: leave "
+                         "--image-size, --val-resize and --crop-scale out")
     if args.batch_size == 1 and args.image_size <= 32 and not (args.evaluate or args.freeze_bn):
         raise UsageError(f"--batch-size 1 leaves BatchNorm one value per channel at image size "
                          f"{args.image_size}: use 2 or more")
 
 
-def presets(args: argparse.Namespace) -> tuple[TrainPreset, EvalPreset]:
+def shows_small_images(args: argparse.Namespace) -> bool:
+    """Whether a folder of images that have the network's size may be brought into memory."""
+    plain = args.val_resize == args.image_size and tuple(args.crop_scale) == DEFAULT_CROP_SCALE
+    return args.data_backend == "resident" or (
+        args.data_backend == "auto" and plain and find_arch(args.arch).small_images)
+
+
+def presets(args: argparse.Namespace) -> tuple[TrainPreset | ShiftPreset, EvalPreset]:
     """How training and validation images are cropped and resized."""
-    from image_classification.augmentation import EvalPreset, TrainPreset
+    from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
 
     policy = None if args.augmentation == "none" else args.augmentation
-    train = TrainPreset(
+    train: TrainPreset | ShiftPreset = TrainPreset(
         args.image_size, tuple(args.crop_scale), flip=args.hflip,
         interpolation=args.interpolation, policy=policy)
+    if args.data_backend == "resident":
+        train = ShiftPreset(args.image_size, args.image_size // 8, args.hflip, args.cutout)
     return train, EvalPreset(args.image_size, args.val_resize, args.interpolation)
 
 
@@ -581,8 +622,7 @@ def run_seed(
         if args.evaluate:
             result = validator.run(model, loaders["val"], "val")
             best: float | None = result.top1
-            row = result.metrics()
-            logger.log((), row)
+            logger.log((), row := result.metrics())
         else:
             trainer = build_trainer(state, model, loaders["train"])
             best, row = train(state, trainer, validator, loaders, splits)
@@ -629,19 +669,18 @@ def open_run(
 
 def load_data(state: Run) -> Splits:
     """Indexes the images; checks train, val and the checkpoint's classes against each other."""
-    from image_classification import datasets
-    from image_classification.dataloaders import synthetic_splits
+    from image_classification import data_sources, datasets
 
     args, data, saved = state.args, state.args.data, state.saved
     if args.data_backend == "synthetic":
         num_classes = args.num_classes or (saved["num_classes"] if saved else 1000)
-        return synthetic_splits(args.synthetic_size, num_classes)
-    if _is_sample(data):
-        folder = PACKAGE_ROOT / "data" / data.removeprefix(SAMPLE_PREFIX)
-        data = datasets.prepare_sample(data, folder)
-    splits = datasets.load_splits(
-        data, train=not args.evaluate, val=not args.training_only, layout=args.data_layout,
-        num_classes=args.num_classes)
+        return data_sources.synthetic_splits(args.synthetic_size, num_classes)
+    sample = data.removeprefix(SAMPLE_PREFIX) if _is_sample(data) else None
+    splits = data_sources.load(
+        data, args.dataset, train=not args.evaluate, val=not args.training_only,
+        layout=args.data_layout, num_classes=args.num_classes, say=state.logger.message,
+        sample=None if sample is None else (sample, PACKAGE_ROOT / "data" / sample),
+        small_side=args.image_size if shows_small_images(args) else None)
     return datasets.adopt_classes(splits, saved["classes"], "the checkpoint") if saved else splits
 
 
@@ -654,14 +693,14 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
     from image_classification.bad_images import BadFileLog, BadImages
 
     args, launch, loaders = state.args, state.launch, {}
-    train_preset, val_preset = presets(args)
     args.data_backend, note = dataloaders.choose_backend(
-        args.data_backend, train_preset.policy, state.device.type)
-    if note is not None:
-        state.logger.message(note)
+        args.data_backend, None if args.augmentation == "none" else args.augmentation,
+        state.device.type, in_memory=splits.in_memory, cutout=args.cutout)
     if args.workers is None:
         args.workers = 5 if args.data_backend == "pytorch" else default_threads(
             args.gpu_affinity, launch.local_world_size, computes=not state.device.is_accelerator)
+    state.logger.message(note or f"images come from the {args.data_backend} loader")
+    train_preset, val_preset = presets(args)
     bad_files = BadFileLog(state.workspace, state.logger.warning)
     for split, index, preset in (("train", splits.train, train_preset),
                                  ("val", splits.val, val_preset)):
@@ -733,7 +772,8 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
         decay_all=args.bn_weight_decay, fused=device.prefers_fused_optimizers(state.amp_dtype))
     lr = optimizers.lr_policy(
         args.lr_schedule, args.lr, total_steps=steps * args.epochs,
-        warmup_steps=round(steps * args.warmup), end_lr=args.end_lr)
+        warmup_steps=round(steps * args.warmup), end_lr=args.end_lr, gamma=args.lr_gamma,
+        milestones=[epoch / args.epochs for epoch in args.lr_milestones or ()] or None)
     dynamic = args.dynamic_loss_scale or args.static_loss_scale is None
     trainer = Trainer(
         model, distributed.wrap(model, launch, device, static_graph=state.accumulation_steps == 1),
@@ -800,8 +840,8 @@ def train_epoch(
         loaders["train"], epoch, epochs=args.epochs, print_freq=args.print_freq,
         logger=state.logger)
     row["train.epoch_time"] = time.perf_counter() - started
-    for line in loaders["train"].news(row):
-        state.logger.warning(line)
+    if (news := loaders["train"].news()) is not None:
+        state.logger.warning(news)
     distributed.broadcast_buffers(trainer.model)
     top1 = None  # of the average, which comes last, where there is one
     for prefix, model in trainer.models().items() if "val" in loaders else ():

@@ -224,7 +224,11 @@ def main(argv: list[str] | None = None) -> int:
     device = Device.select(args.device if "network" in args.parts else "cpu")
     described = environment.capture(device)
     print(environment.text(described), file=sys.stderr)
-    index = index_of(args.directory)
+    try:
+        index = index_of(args.directory)
+    except DataError as error:
+        print(f"loader.py: error: {error}", file=sys.stderr)
+        return error.exit_code
     crops = Crops(index, args.batch_size)
     width, height = crops.sizes.mean(axis=0)
     about = (
@@ -258,7 +262,10 @@ def main(argv: list[str] | None = None) -> int:
         record["network"] = [result.record() for result in found.results]
     if "memory" in args.parts:
         record["memory"] = measure_memory(args)
-        print(f"\nMemory of the fast loader beyond that of torch: {record['memory']}")
+        print("\nMemory of the fast loader beyond that of torch (MiB): " + ", ".join(
+            f"{key.removesuffix('_mib').replace('_', ' ')} {value}"
+            for key, value in record["memory"].items() if key.endswith("_mib")
+        ))  # fmt: skip
     path = args.json or measure.result_path("loader", described["date"][:10], device)
     measure.write_json(path, record)
     print(f"written to {path}", file=sys.stderr)

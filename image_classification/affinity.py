@@ -51,6 +51,12 @@ def bind(mode: str, local_rank: int, local_world_size: int) -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on, >= 1."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    return len(allowed) if allowed else os.cpu_count() or 1
+
+
 def default_threads(mode: str, local_world_size: int, computes: bool) -> int:
     """How many threads of a process should read images.
 
@@ -64,8 +70,7 @@ def default_threads(mode: str, local_world_size: int, computes: bool) -> int:
     """
     if computes:
         return 1
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    cores = len(allowed) if allowed else os.cpu_count() or 1
+    cores = usable_cores()
     shared = mode in ("none", "socket")
     return max(1, cores // local_world_size if shared else cores)
 

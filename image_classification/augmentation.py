@@ -29,6 +29,8 @@ CROP_ATTEMPTS = 10
 _DRAW_CROP = 0
 _DRAW_FLIP = 1000
 _DRAW_POLICY = 1001
+_DRAW_SHIFT = 1002  # two: down, right
+_DRAW_CUTOUT = 1004  # two: row, column
 
 # First hashed value after the seed, so that orders, draws and labels never share a hash.
 _STREAM_ORDER = 1
@@ -341,6 +343,57 @@ class EvalPreset(_Preset):
         self._check_size("image_size")
         self._check_size("resize_size")
         self._check_choice("interpolation", INTERPOLATIONS)
+
+
+@dataclass(frozen=True)
+class ShiftPreset(_Preset):
+    """How small training images are prepared: shifted, with black where nothing is, and flipped.
+
+    A random crop of the image padded on all sides (He et al. 2015, section 4.2).
+
+    Attributes:
+        image_size: Side of the square images in pixels, in and out.
+        padding: Largest shift in pixels, each way.
+        flip: Probability of a horizontal flip, 0..1.
+        cutout: Side in pixels of a square that is set to the mean (DeVries and Taylor 2017); its
+            centre is anywhere in the image. 0: none.
+    """
+
+    image_size: int = 32
+    padding: int = 4
+    flip: float = 0.5
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_size("image_size")
+        if self.padding < 0 or self.cutout < 0 or not 0.0 <= self.flip <= 1.0:
+            raise ValueError(
+                "padding and cutout must be at least 0, and flip a probability from 0 to 1; "
+                f"received {self.padding}, {self.cutout}, {self.flip}"
+            )
+
+
+def draw_shifts(
+    preset: ShiftPreset, seed: int, epoch: int, indices: ArrayLike
+) -> NDArray[np.int32]:
+    """The shifts, flips and cutouts of samples as an epoch shows them.
+
+    Args:
+        preset: How images are prepared.
+        seed: Seed of the run.
+        epoch: Epoch number.
+        indices: [N], sample indices.
+
+    Returns:
+        int32 [N, 5]: top and left of the crop in the padded image, each 0 .. 2 * padding; 1 where
+        the crop is flipped; row and column of the cutout's centre, each 0 .. image_size - 1.
+    """
+    sizes = np.array([2 * preset.padding + 1] * 2 + [preset.image_size] * 2)
+    draws = np.array([_DRAW_SHIFT, _DRAW_SHIFT + 1, _DRAW_CUTOUT, _DRAW_CUTOUT + 1])
+    numbers = uniform(seed, epoch, np.atleast_1d(indices)[:, None], draws[None, :])
+    top, left, row, column = (numbers * sizes).astype(np.int32).T
+    flips = horizontal_flips(seed, epoch, indices, preset.flip).astype(np.int32)
+    return np.stack([top, left, flips, row, column], axis=1)
 
 
 def draw_crops(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from image_classification.augmentation import hash64
 from image_classification.data_index import printable
-from image_classification.errors import DataError
+from image_classification.errors import DataError, ImageError
 from image_classification.sample_reader import SampleReader
 
 # So few bad files never end a run, however small the data set.
@@ -31,7 +31,7 @@ class BadImages:
         max_bad: Share of them that may be bad, 0..1; ten are tolerated in any case.
         tolerated: Whether bad images are replaced at all; otherwise the first one is an error.
         seed: Seed of the run.
-        report: Called with path and reason when a bad file is met for the first time.
+        report: Called with path and error when a bad file is met for the first time.
 
     Attributes:
         paths: The bad files that were met.
@@ -44,7 +44,7 @@ class BadImages:
         max_bad: float = DEFAULT_MAX_BAD,
         tolerated: bool = True,
         seed: int = 0,
-        report: Callable[[str, str], None] | None = None,
+        report: Callable[[str, ImageError], None] | None = None,
     ) -> None:
         self.paths: set[str] = set()
         self._total = total
@@ -53,7 +53,7 @@ class BadImages:
         self._limit = max(ALWAYS_TOLERATED, int(max_bad * total))
         self._report = report
 
-    def record(self, path: str, error: DataError) -> None:
+    def record(self, path: str, error: ImageError) -> None:
         """Note a bad file.
 
         Raises:
@@ -65,7 +65,7 @@ class BadImages:
             return
         self.paths.add(path)
         if self._report is not None:
-            self._report(path, str(error))
+            self._report(path, error)
         if len(self.paths) > self._limit:
             raise DataError(
                 f"{len(self.paths)} of {self._total} images cannot be read, more than the "
@@ -78,7 +78,7 @@ class BadImages:
         index: int,
         output: NDArray[np.uint8],
         reader: SampleReader,
-        error: DataError,
+        error: ImageError,
     ) -> int:
         """Note a bad image and read another in its place, the same on any number of ranks.
 
@@ -118,10 +118,10 @@ class BadFileLog:
         self._path = folder / "bad_files.txt"
         self._warn = warn
 
-    def add(self, path: str, reason: str) -> None:
+    def add(self, path: str, error: ImageError) -> None:
         """Note a bad file, unless an earlier run or another rank has listed it."""
-        self._warn(f"{reason}; another image takes its place")
-        line = f"{printable(path, 4096)}\t{reason}\n"
+        self._warn(f"{error}; another image takes its place")
+        line = f"{printable(path, 4096)}\t{error.reason}\n"
         try:
             known = self._path.read_text("utf-8") if self._path.exists() else ""
             if line not in known:

@@ -19,6 +19,7 @@ from image_classification.errors import DataError
 
 # Share of the time (%) spent waiting for data that a user should hear of.
 WORTH_A_WORD = 10.0
+WORTH_BATCHES = 20
 
 
 class BatchSchedule:
@@ -162,16 +163,8 @@ class ScheduledLoader:
         """Batches that this rank yields from the current position to the end of the epoch."""
         return len(self._schedule)
 
-    def news(self, row: Mapping[str, float | None]) -> list[str]:
-        """What there is to say after an epoch and was not said before.
-
-        Args:
-            row: See `explain_waiting`.
-        """
-        lines = [self._explain_fallbacks(), self.explain_waiting(row)]
-        return [line for line in lines if line is not None]
-
-    def _explain_fallbacks(self) -> str | None:
+    def news(self) -> str | None:
+        """Once, how many images Pillow had to read; None if there is nothing to say."""
         if self._fallbacks_told or not self.fallbacks:
             return None
         self._fallbacks_told = True
@@ -183,6 +176,8 @@ class ScheduledLoader:
     def explain_waiting(self, row: Mapping[str, float | None]) -> str | None:
         """What to change where training waits for its data, once after each `set_position`.
 
+        Nothing is said of epochs so short that their start is all there is to measure.
+
         Args:
             row: Metrics: train.data_wait (%), train.total_ips and train.compute_ips (images/s).
 
@@ -192,7 +187,7 @@ class ScheduledLoader:
         wait, rate = row.get("train.data_wait"), row.get("train.total_ips")
         if not wait or not rate or wait <= WORTH_A_WORD:
             return None
-        if not self.waiting_advice or self._waiting_told:
+        if not self.waiting_advice or self._waiting_told or len(self) < WORTH_BATCHES:
             return None
         self._waiting_told = True
         return (

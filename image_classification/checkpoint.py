@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from image_classification.atomic_file import atomic_file, sync_folder
-from image_classification.augmentation import EvalPreset, TrainPreset
+from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
 from image_classification.data_index import few, printable
 from image_classification.errors import CheckpointError
 from image_classification.optimizers import OPTIMIZERS
@@ -39,11 +39,11 @@ Check = Callable[[Any, dict[str, Any]], bool]
 # Settings that bend the course of a training that goes on.
 _COURSE = (
     "data", "data_backend", "batch_size", "optimizer_batch_size", "prof", "iters", "epochs", "seed",
-    "lr", "lr_schedule", "warmup", "end_lr", "momentum", "nesterov", "weight_decay",
-    "bn_weight_decay", "rmsprop_alpha", "rmsprop_eps", "clip_grad_norm", "label_smoothing", "mixup",
-    "dropout", "freeze_bn", "sync_bn", "use_ema", "image_size", "val_resize", "interpolation",
-    "crop_scale", "hflip", "augmentation", "amp", "amp_dtype", "static_loss_scale",
-    "dynamic_loss_scale", "tf32",
+    "lr", "lr_schedule", "lr_milestones", "lr_gamma", "warmup", "end_lr", "momentum", "nesterov",
+    "weight_decay", "bn_weight_decay", "rmsprop_alpha", "rmsprop_eps", "clip_grad_norm",
+    "label_smoothing", "mixup", "dropout", "freeze_bn", "sync_bn", "use_ema", "image_size",
+    "val_resize", "interpolation", "crop_scale", "hflip", "cutout", "augmentation", "amp",
+    "amp_dtype", "static_loss_scale", "dynamic_loss_scale", "tf32",
 )  # fmt: skip
 # Settings of the first weights alone, which a checkpoint replaces.
 _INITIAL = ("conv_init", "zero_init_last_bn")
@@ -342,9 +342,10 @@ def _is_model_options(value: Any, state: dict[str, Any]) -> bool:
 
 def _is_preprocessing(value: Any, _: dict[str, Any]) -> bool:
     """Whether both presets accept it; they raise where they do not."""
+    train = ShiftPreset if "padding" in value["train"] else TrainPreset
     return all(
         preset.from_dict(value[split]).image_size
-        for split, preset in (("train", TrainPreset), ("val", EvalPreset))
+        for split, preset in (("train", train), ("val", EvalPreset))
     )
 
 

@@ -29,7 +29,7 @@ from image_classification.batch_ring import BatchRing
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.data_index import ImageIndex
 from image_classification.device_feed import Batch, DeviceFeeder
-from image_classification.errors import DataError, UsageError
+from image_classification.errors import ImageError, UsageError
 from image_classification.image_reading import file_content, open_image
 from image_classification.sample_reader import SampleReader
 
@@ -169,7 +169,7 @@ class DaliLoader(ScheduledLoader):
         for place, future in enumerate(work.files):
             try:
                 work.encoded.append(future.result())
-            except DataError:
+            except ImageError:
                 work.encoded.append(_stand_in())
                 work.python.append(place)
                 continue
@@ -208,7 +208,7 @@ class DaliLoader(ScheduledLoader):
                 try:
                     self._reader.read(work.epoch, index, pixels)
                     self.fallbacks += 1
-                except DataError as error:
+                except ImageError as error:
                     indices[place] = self.bad.replace(
                         work.epoch, index, pixels, self._reader, error
                     )

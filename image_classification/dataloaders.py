@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 
-from image_classification.augmentation import EvalPreset, TrainPreset
+from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
 from image_classification.bad_images import BadImages
 from image_classification.batch_schedule import BatchSchedule
 from image_classification.data_index import ImageIndex
 from image_classification.datasets import Splits
 from image_classification.device_feed import Batch, DeviceFeeder
 from image_classification.errors import UsageError
+from image_classification.pixel_index import PixelIndex
 from image_classification.pytorch_loader import PytorchLoader
+from image_classification.resident_loader import ResidentLoader
 from image_classification.synthetic_loader import SyntheticIndex, SyntheticLoader
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "Loader", "SyntheticIndex", "create_loader", "synthetic_splits"]
 
-BACKENDS = ("fast", "pytorch", "dali-cpu", "dali-gpu", "synthetic")
+BACKENDS = ("fast", "pytorch", "dali-cpu", "dali-gpu", "resident", "synthetic")
 
 
 class Loader(Protocol):
@@ -63,33 +65,47 @@ class Loader(Protocol):
     def explain_waiting(self, row: Mapping[str, float | None]) -> str | None:
         """What to change where training waits for its data; see `ScheduledLoader`."""
 
-    def news(self, row: Mapping[str, float | None]) -> list[str]:
-        """What there is to say after an epoch, given its metrics, and was not said before."""
+    def news(self) -> str | None:
+        """What there is to say after an epoch and was not said before."""
 
     def close(self) -> None:
         """Free worker processes; call it when the loader is no longer needed."""
 
 
 def choose_backend(
-    wanted: str, policy: str | None, device_type: str = "cpu"
+    wanted: str,
+    policy: str | None,
+    device_type: str = "cpu",
+    *,
+    in_memory: bool = False,
+    cutout: int = 0,
 ) -> tuple[str, str | None]:
-    """Settle which backend reads the images.
+    """Settle which backend shows the images.
 
     Args:
         wanted: "auto" or one of BACKENDS.
         policy: The augmentation policy, which only worker processes apply.
         device_type: The kind of device.
+        in_memory: The images are in memory already.
+        cutout: Side of the cutout, which only the resident backend applies.
 
     Returns:
         The backend, and a line for the user where "auto" could not take the fast one.
 
     Raises:
-        UsageError: The backend is not built or installed, or cannot apply the policy.
+        UsageError: The backend is not built or installed, or cannot do what is asked for.
     """
+    if in_memory and wanted != "synthetic":
+        return _check_resident(wanted, policy), None
+    if wanted == "resident" or cutout:
+        raise UsageError(
+            f"{'--cutout' if cutout else '--data-backend resident'} needs images in memory: CIFAR, "
+            "or a folder whose images all have the side --image-size"
+        )
     if wanted in ("pytorch", "synthetic"):
         return wanted, None
     if policy is not None:
-        problem = f"--augmentation {policy} runs in worker processes: use --data-backend pytorch"
+        problem = f"--augmentation {policy} runs in the worker processes of --data-backend pytorch"
     elif wanted.startswith("dali"):
         from image_classification.dali_loader import require_dali
 
@@ -106,7 +122,18 @@ def choose_backend(
         )
     if wanted != "auto":
         raise UsageError(problem)
-    return "pytorch", problem
+    return "pytorch", f"{problem}; pytorch reads the images"
+
+
+def _check_resident(wanted: str, policy: str | None) -> str:
+    """"resident", if nothing is asked for that it cannot do."""
+    if wanted not in ("auto", "resident"):
+        raise UsageError(
+            f"--data-backend {wanted} reads image files, and these are in memory: leave it out"
+        )
+    if policy is not None:
+        raise UsageError(f"--augmentation {policy} is for image files, not for images in memory")
+    return "resident"
 
 
 def synthetic_splits(sizes: tuple[int, int], num_classes: int) -> Splits:
@@ -118,8 +145,8 @@ def synthetic_splits(sizes: tuple[int, int], num_classes: int) -> Splits:
 
 def create_loader(
     backend: str,
-    index: ImageIndex | SyntheticIndex,
-    preset: TrainPreset | EvalPreset,
+    index: ImageIndex | PixelIndex | SyntheticIndex,
+    preset: TrainPreset | ShiftPreset | EvalPreset,
     *,
     device: Device,
     batch_size: int,
@@ -133,22 +160,21 @@ def create_loader(
     dtype: torch.dtype = torch.float32,
     bad: BadImages | None = None,
 ) -> Loader:
-    """Make the loader of one split; a TrainPreset shuffles and augments, an EvalPreset does not.
+    """Make the loader of one split; an EvalPreset neither shuffles nor augments, the others do.
 
     Args:
         backend: One of BACKENDS; see `choose_backend`.
-        index: The images, or for "synthetic" only how many.
+        index: The images; for "resident" a PixelIndex, for "synthetic" only how many.
         preset: How the images are prepared.
         device: Where the batches go.
         batch_size: Images per device and batch, >= 1.
-        rank: This process, 0 .. world_size - 1.
-        world_size: Processes of the run, over all machines.
+        rank: This process, 0 .. world_size - 1, the processes of the run on all machines.
+        world_size: Their number.
         global_batch: Training: images per optimizer step over all ranks and accumulation steps.
         seed: Seed of the order and of all draws.
         workers: Threads, or worker processes ("pytorch", where 0 reads in this process).
         prefetch: Batches ahead of the consumer, or in flight for each worker process, >= 1.
-        memory_format: Layout of the images.
-        dtype: Type of the images.
+        memory_format, dtype: Layout and type of the images.
         bad: What happens to unreadable images; by default, validation alone stops at the first.
 
     Raises:
@@ -156,21 +182,24 @@ def create_loader(
         DataError: Too few images, or too little shared memory.
         ValueError: Numbers that do not fit together.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"unknown data backend {backend!r}; known: {', '.join(BACKENDS)}")
+    training = not isinstance(preset, EvalPreset)
     schedule = BatchSchedule(
         len(index), batch_size=batch_size, rank=rank, world_size=world_size,
-        global_batch=global_batch, seed=seed, training=isinstance(preset, TrainPreset),
+        global_batch=global_batch, seed=seed, training=training,
     )  # fmt: skip
     feeder = DeviceFeeder(device, dtype=dtype, memory_format=memory_format)
     if backend == "synthetic":
         synthetic = SyntheticIndex(len(index), len(index.classes))
         return SyntheticLoader(synthetic, preset, schedule=schedule, feeder=feeder)
-    if isinstance(index, SyntheticIndex):
-        raise ValueError(f"the backend {backend!r} reads files; a SyntheticIndex has none")
-    bad = bad or BadImages(len(index), tolerated=isinstance(preset, TrainPreset), seed=seed)
-    common: Any = {"schedule": schedule, "feeder": feeder, "device": device, "bad": bad}
-    common["prefetch"] = prefetch
+    if backend == "resident":
+        if not isinstance(index, PixelIndex) or isinstance(preset, TrainPreset):
+            raise ValueError("the backend 'resident' needs a PixelIndex and a preset for it")
+        return ResidentLoader(index, preset, schedule=schedule, feeder=feeder, device=device)
+    if not isinstance(index, ImageIndex) or isinstance(preset, ShiftPreset):
+        raise ValueError(f"the backend {backend!r} reads files: it needs an ImageIndex")
+    bad = bad or BadImages(len(index), tolerated=training, seed=seed)
+    common: Any = {"schedule": schedule, "feeder": feeder, "device": device, "bad": bad,
+                   "prefetch": prefetch}  # fmt: skip
     if backend == "pytorch":
         return PytorchLoader(index, preset, workers=workers, world_size=world_size, **common)
     return _threaded_loader(backend)(index, preset, threads=workers, **common)
@@ -178,6 +207,8 @@ def create_loader(
 
 def _threaded_loader(backend: str) -> Callable[..., Loader]:
     """The loader of a backend with a decoder of its own, imported only where it is wanted."""
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown data backend {backend!r}; known: {', '.join(BACKENDS)}")
     if backend == "fast":
         from image_classification.fast_loader.loader import FastLoader
 

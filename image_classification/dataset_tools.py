@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,13 +27,15 @@ from image_classification.affinity import default_threads
 from image_classification.atomic_file import atomic_file
 from image_classification.data_index import ImageIndex, printable
 from image_classification.datasets import load_split
-from image_classification.errors import DataError, UsageError, UserError
+from image_classification.errors import DataError, ImageError, UsageError, UserError
 from image_classification.fast_loader.native import CROP, NativeDecoder, Status, load_core
 from image_classification.image_reading import pixel_limit, read_image
 from image_classification.option_parser import OptionParser
-from image_classification.packing import PackSettings, pack_split
+from image_classification.packing import INDEX_ENDING, PackSettings, pack_split
 
 _BATCH = 256
+_PROGRESS_S = 10.0
+_MAX_THREADS = 1024
 _SIDE = 8  # of the pixels that a check makes and throws away
 
 
@@ -42,13 +45,13 @@ class CheckReport:
 
     Attributes:
         images: Number of images that were decoded.
-        by_pillow: How many of them the fast loader leaves to Pillow.
-        bad: (path, reason) of those that cannot be read.
+        by_pillow: How many of the good ones the fast loader leaves to Pillow.
+        bad: Path and error of those that cannot be read.
     """
 
     images: int = 0
     by_pillow: int = 0
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    bad: list[tuple[str, ImageError]] = field(default_factory=list)
 
 
 def check_index(index: ImageIndex, threads: int, report: CheckReport) -> Iterator[int]:
@@ -68,8 +71,9 @@ def check_index(index: ImageIndex, threads: int, report: CheckReport) -> Iterato
             places = np.arange(start, min(start + _BATCH, len(index)))
             left = places if decoder is None else places[~_decodes(decoder, index, places)]
             report.images += len(places)
-            report.by_pillow += len(left)
-            report.bad += filter(None, pool.map(_problem, map(index.path, left)))
+            bad = list(filter(None, pool.map(_problem, map(index.path, left))))
+            report.by_pillow += len(left) - len(bad)
+            report.bad += bad
             yield start + len(places)
 
 
@@ -94,12 +98,35 @@ def _decodes(decoder: NativeDecoder, index: ImageIndex, places: Any) -> Any:
     return known
 
 
-def _problem(path: str) -> tuple[str, str] | None:
+def _problem(path: str) -> tuple[str, ImageError] | None:
     try:
         read_image(path).close()
-    except DataError as error:
-        return path, str(error)
+    except ImageError as error:
+        return path, error
     return None
+
+
+class _Progress:
+    """How far a long command has come: one line that changes, or in a file a line now and then."""
+
+    def __init__(self, out: TextIO, split: str, total: int) -> None:
+        self._out, self._split, self._total = out, split, total
+        self._told = time.monotonic()
+
+    def show(self, done: int, extra: str = "") -> None:
+        """Tell the number of images that are done."""
+        terminal = self._out.isatty()
+        if time.monotonic() - self._told < (0.1 if terminal else _PROGRESS_S):
+            return
+        self._told = time.monotonic()
+        text = f"{self._split}: {done}/{self._total} images{extra}"
+        self._out.write(f"\r{text} " if terminal else f"{text}\n")
+        self._out.flush()
+
+    def close(self) -> None:
+        """Clear the line that changes."""
+        if self._out.isatty():
+            self._out.write("\r\x1b[K")
 
 
 def check(data: Path, threads: int, out: TextIO) -> CheckReport:
@@ -114,19 +141,16 @@ def check(data: Path, threads: int, out: TextIO) -> CheckReport:
         What was found.
 
     Raises:
-        DataError: Neither split can be indexed.
+        DataError: A split is there and cannot be indexed, or neither is there.
     """
     report = CheckReport()
     for index in _splits(data, out):
-        for done in check_index(index, threads, report):
-            if out.isatty():
-                out.write(f"\r{index.split}: {done}/{len(index)}, {len(report.bad)} bad ")
-                out.flush()
-        if out.isatty():
-            out.write("\r\x1b[K")
+        with contextlib.closing(_Progress(out, index.split, len(index))) as progress:
+            for done in check_index(index, threads, report):
+                progress.show(done, f", {len(report.bad)} bad")
         print(f"{index.split}: {len(index)} images in {len(index.classes)} classes", file=out)
-    for _, reason in report.bad:
-        print(reason, file=out)
+    for _, error in report.bad:
+        print(error, file=out)
     print(
         f"{report.images} images, {len(report.bad)} cannot be read, {report.by_pillow} are read by "
         "Pillow (not baseline JPEG: slower)",
@@ -136,16 +160,19 @@ def check(data: Path, threads: int, out: TextIO) -> CheckReport:
 
 
 def _splits(data: Path, out: TextIO) -> list[ImageIndex]:
-    """The splits of a data folder; a missing one is a warning."""
-    splits, problems = [], []
+    """The splits of a data folder; one that is not there at all is a warning."""
+    splits, missing = [], []
     for split in ("train", "val"):
+        forms = (split, f"{split}.txt", split + INDEX_ENDING)
         try:
             splits.append(load_split(data, split))
         except DataError as error:
-            problems.append(str(error))
+            if any((data / form).exists() for form in forms):
+                raise
+            missing.append(error)
     if not splits:
-        raise DataError(problems[0])
-    for problem in problems:
+        raise missing[0]
+    for problem in missing:
         print(f"Warning: {problem}", file=out)
     return splits
 
@@ -161,20 +188,33 @@ def pack(source: Path, target: Path, settings: PackSettings, threads: int, out: 
         out: For the progress and the result.
 
     Raises:
-        DataError: Neither split can be indexed, or none of its images can be read.
-        UsageError: The target cannot be written.
+        DataError: A split cannot be indexed, neither is there, or no image of one can be read.
+        UsageError: The target cannot be written, is no folder of its own, or holds something else.
     """
+    _check_apart(source, target)
+    splits = _splits(source, out)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{target} cannot be made ({error.strerror})") from error
-    for index in _splits(source, out):
-        for done, problems in pack_split(index, target, settings, threads):
-            for problem in problems:
-                print(f"left out: {problem}", file=out)
-            print(f"{index.split}: {done}/{len(index)} images", file=out, flush=True)
+    for index in splits:
+        with contextlib.closing(_Progress(out, index.split, len(index))) as progress:
+            problems = pack_split(index, target, settings, threads, progress.show)
+        for problem in problems:
+            print(f"left out: {problem}", file=out)
+        done = len(index) - len(problems)
+        print(f"{index.split}: {done} of {len(index)} images, {len(problems)} left out", file=out)
     size = sum(path.stat().st_size for path in target.glob("*.pack"))
     print(f"{target}: {size / 1e6:.0f} MB; give this folder to main.py as DIR", file=out)
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    """Packed data win over a folder's own images: they must not lie in it, nor be packed again."""
+    inside, outside = target.resolve(), source.resolve()
+    if inside == outside or outside in inside.parents or inside in outside.parents:
+        raise UsageError(f"DST {target} and SRC {source} must not lie in each other")
+    if any(source.glob(f"*{INDEX_ENDING}")):
+        raise UsageError(f"SRC {source} is packed already; give the original images")
 
 
 def build_parser() -> OptionParser:
@@ -206,17 +246,28 @@ def build_parser() -> OptionParser:
 
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
+    if options.workers is not None and not 1 <= options.workers <= _MAX_THREADS:
+        raise UsageError(f"-j {options.workers}: must be between 1 and {_MAX_THREADS}")
     threads = options.workers or default_threads("none", 1, computes=False)
     if options.command == "pack":
         settings = PackSettings(options.short_side, options.quality)
         pack(options.source, options.target, settings, threads, sys.stdout)
         return 0
+    if options.list is not None:
+        _write_list(options.list, [])  # hours later would be too late to hear that it cannot be
     report = check(options.data, threads, sys.stdout)
     if options.list is not None:
-        lines = [f"{printable(path, 4096)}\t{reason}\n" for path, reason in report.bad]
-        with atomic_file(options.list) as file:
-            file.write("".join(lines).encode())
+        _write_list(options.list, report.bad)
     return DataError.exit_code if report.bad else 0
+
+
+def _write_list(path: Path, bad: list[tuple[str, ImageError]]) -> None:
+    lines = [f"{printable(name, 4096)}\t{error.reason}\n" for name, error in bad]
+    try:
+        with atomic_file(path) as file:
+            file.write("".join(lines).encode())
+    except OSError as error:
+        raise UsageError(f"--list {path} cannot be written ({error.strerror})") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -228,6 +279,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"dataset_tools: error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        print("\ndataset_tools: interrupted; pack goes on after its last whole file of 4,096 "
+              "images", file=sys.stderr)  # fmt: skip
         return 130
 
 

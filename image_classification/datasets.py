@@ -12,6 +12,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from image_classification.errors import DataError
 from image_classification.index_cache import load_index, save_index
 from image_classification.list_files import ImageList, read_class_names, read_image_list
 from image_classification.packing import packed_index
+from image_classification.pixel_index import PixelIndex
 from image_classification.samples import SAMPLES, Sample, prepare_sample
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 LAYOUTS = ("auto", "folder", "list")
+AnyIndex = TypeVar("AnyIndex", bound=ImageIndex | PixelIndex)
 
 # Names that other tools give to the two splits, for the hint in the error.
 _OTHER_NAMES = {
@@ -56,11 +59,16 @@ class Splits:
         warnings: One-line texts for the user, worth a look but no error.
     """
 
-    train: ImageIndex | None
-    val: ImageIndex | None
+    train: ImageIndex | PixelIndex | None
+    val: ImageIndex | PixelIndex | None
     classes: list[str]
     num_classes: int
     warnings: list[str]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are in memory."""
+        return isinstance(self.train or self.val, PixelIndex)
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ def load_splits(
     return Splits(indices.get("train"), indices.get("val"), classes, len(classes), warnings)
 
 
-def match_classes(index: ImageIndex, classes: list[str], owner: str) -> ImageIndex:
+def match_classes(index: AnyIndex, classes: list[str], owner: str) -> AnyIndex:
     """The same images with the labels that `classes` gives to their names.
 
     For validation without the training data: the labels must be those of the checkpoint.
@@ -183,10 +191,8 @@ def adopt_classes(splits: Splits, classes: list[str], owner: str) -> Splits:
     Raises:
         DataError: The data have a class that `classes` lacks.
     """
-    train, val = (
-        None if index is None else match_classes(index, classes, owner)
-        for index in (splits.train, splits.val)
-    )
+    train = splits.train and match_classes(splits.train, classes, owner)
+    val = splits.val and match_classes(splits.val, classes, owner)
     return Splits(train, val, classes, len(classes), splits.warnings)
 
 
@@ -315,7 +321,7 @@ def _folders_known(val: _Part, classes: list[str]) -> bool:
     return val.folders is not None and not set(val.folders.values()).isdisjoint(classes)
 
 
-def _used_names(index: ImageIndex) -> list[str]:
+def _used_names(index: ImageIndex | PixelIndex) -> list[str]:
     """The names of the classes that have images; a list with numbers may skip some."""
     return [index.classes[label] for label in np.unique(index.labels).tolist()]
 

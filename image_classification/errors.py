@@ -27,6 +27,14 @@ class DataError(UserError):
     exit_code = 3
 
 
+class ImageError(DataError):
+    """One image cannot be read; `reason` says why, without path and cure."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
 class CheckpointError(UserError):
     """Missing, damaged, foreign or unsafe checkpoint or weight file."""
 

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from image_classification.augmentation import EvalPreset, TrainPreset, center_crop_boxes
 from image_classification.data_index import printable
-from image_classification.errors import DataError
+from image_classification.errors import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,19 +47,19 @@ def open_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = 
         PIL.Image.Image, a context manager that closes the file.
 
     Raises:
-        DataError: Missing, unreadable, not an image, or so large that it may be a decompression
+        ImageError: Missing, unreadable, not an image, or so large that it may be a decompression
             bomb (Pillow's own limit, Image.MAX_IMAGE_PIXELS).
     """
     # Decoders raise nearly anything on hostile files: struct.error, SyntaxError, MemoryError, ...
     try:
         image = Image.open(_unpacked(source))
     except Exception as error:
-        raise _unreadable(source, name, _reason(error)) from error
+        raise unreadable(source, name, _reason(error)) from error
     limit = pixel_limit()
     if image.width * image.height > limit:
         image.close()
         pixels = f"{image.width} x {image.height} pixels are above the limit of {limit}"
-        raise _unreadable(source, name, pixels)
+        raise unreadable(source, name, pixels)
     return image
 
 
@@ -75,12 +75,12 @@ def file_content(path: bytes) -> bytes:
     """The bytes of an image file, packed or not.
 
     Raises:
-        DataError: It cannot be read.
+        ImageError: It cannot be read.
     """
     try:
         return _read(path)
     except OSError as error:
-        raise _unreadable(path, None, _reason(error)) from error
+        raise unreadable(path, None, _reason(error)) from error
 
 
 def _read(path: bytes) -> bytes:
@@ -107,7 +107,7 @@ def decode_image(image: Any, source: Any, name: str | None = None) -> Any:
         PIL.Image.Image in mode RGB; `image` itself where it is RGB already.
 
     Raises:
-        DataError: Truncated or damaged; `image` is closed then.
+        ImageError: Truncated or damaged; `image` is closed then.
     """
     try:
         if image.format == "JPEG" and image.mode == "RGB":
@@ -122,7 +122,7 @@ def decode_image(image: Any, source: Any, name: str | None = None) -> Any:
         return image.convert("RGB")
     except Exception as error:
         image.close()
-        raise _unreadable(source, name, _reason(error)) from error
+        raise unreadable(source, name, _reason(error)) from error
 
 
 def read_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = None) -> Any:
@@ -136,7 +136,7 @@ def read_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = 
         PIL.Image.Image in mode RGB.
 
     Raises:
-        DataError: See `open_image` and `decode_image`.
+        ImageError: See `open_image` and `decode_image`.
     """
     image = open_image(source, name)
     rgb = decode_image(image, source, name)
@@ -145,12 +145,19 @@ def read_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = 
     return rgb
 
 
-def _unreadable(source: Any, name: str | None, reason: str) -> DataError:
-    if name is None:
-        name = os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "image"
-    return DataError(
-        f"cannot read image {printable(name)}: {reason}; repair, replace or remove the file"
-    )
+def unreadable(source: Any, name: str | None, reason: str) -> ImageError:
+    """The error for an image.
+
+    Args:
+        source: What `open_image` was given.
+        name: Name of the image; the path by default.
+        reason: Why it cannot be read.
+    """
+    path = os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "image"
+    packed = _PACKED.fullmatch(os.fsencode(path)) is not None
+    cure = "pack the data set again" if packed else "repair, replace or remove the file"
+    text = f"cannot read image {printable(path if name is None else name)}: {reason}; {cure}"
+    return ImageError(text, reason)
 
 
 def _reason(error: Exception) -> str:

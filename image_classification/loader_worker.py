@@ -32,7 +32,7 @@ from image_classification.augmentation import (
     policy_seeds,
     random_resized_crop_boxes,
 )
-from image_classification.errors import DataError
+from image_classification.errors import ImageError
 from image_classification.image_reading import (
     decode_image,
     eval_pixels,
@@ -143,8 +143,8 @@ def _noting(failures: list[tuple[int, str]], place: int) -> Iterator[None]:
     """Turn an unreadable image into an entry of `failures`."""
     try:
         yield
-    except DataError as error:
-        failures.append((place, str(error)))
+    except ImageError as error:
+        failures.append((place, error.reason))
 
 
 @dataclass(frozen=True)

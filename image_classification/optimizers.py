@@ -9,7 +9,7 @@ run continues on the same curve.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +107,8 @@ def lr_policy(
     total_steps: int,
     warmup_steps: int = 0,
     end_lr: float = 0.0,
+    milestones: Sequence[float] | None = None,
+    gamma: float = 0.1,
 ) -> Callable[[int], float]:
     """Builds the learning rate as a function of the optimizer step.
 
@@ -114,12 +116,13 @@ def lr_policy(
     cosine reach `end_lr` exactly at the last step.
 
     Args:
-        schedule: "step" (divided by 10 at 1/3, 2/3 and 8/9 of the training, that is epochs 30, 60
-            and 80 of 90), "linear" or "cosine" (arXiv:1608.03983, one cycle).
+        schedule: "step", "linear" or "cosine" (arXiv:1608.03983, one cycle).
         base_lr: Peak learning rate.
         total_steps: Optimizer steps of the whole training, >= 1.
         warmup_steps: Optimizer steps of the warm-up, included in `total_steps`.
         end_lr: Rate of the last step (linear and cosine).
+        milestones: Where "step" falls by `gamma`, as parts of the training; None: epochs 30, 60
+            and 80 of 90.
 
     Returns:
         `lr(step)` for step = 0 ... total_steps - 1; later steps get the rate of the last one.
@@ -134,9 +137,9 @@ def lr_policy(
         return min((step - peak) / falling_steps, 1.0)
 
     def decayed_step(step: int) -> float:
-        falls = (max(round(total_steps * fraction), 1) for fraction in STEP_MILESTONES)
+        falls = (max(round(total_steps * part), 1) for part in milestones or STEP_MILESTONES)
         passed = sum(step >= fall for fall in falls)
-        return base_lr * 0.1**passed
+        return base_lr * gamma**passed
 
     def linear(step: int) -> float:
         return base_lr + (end_lr - base_lr) * progress(step)

@@ -60,6 +60,8 @@ class OptionParser(argparse.ArgumentParser):
         options = self._option_string_actions
         for index in range(len(words) - 1, -1, -1):
             if words[index].split("=")[0] in names or words[index][:2] in names:
+                if names[0] not in options:  # it belongs to a subcommand
+                    return False
                 number, end = options[names[0]].nargs, index + 1
                 number = number if isinstance(number, int) else 1
                 while words[index] in names and end < len(words) and end - index <= number:

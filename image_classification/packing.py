@@ -76,8 +76,12 @@ def _size(path: Path) -> int:
 
 
 def pack_split(
-    index: ImageIndex, target: Path, settings: PackSettings, threads: int
-) -> Iterator[tuple[int, list[str]]]:
+    index: ImageIndex,
+    target: Path,
+    settings: PackSettings,
+    threads: int,
+    tell: Callable[[int], None],
+) -> list[str]:
     """Pack one split; what an interrupted run has finished is kept.
 
     Args:
@@ -85,35 +89,52 @@ def pack_split(
         target: Existing folder that gets the shards and the index.
         settings: Size and quality.
         threads: Threads that read and write images, >= 1.
+        tell: Called after each image with the number of those that are done.
 
-    Yields:
-        After each shard: images done so far, and why some of them were left out.
+    Returns:
+        Why some images were left out, a line each.
 
     Raises:
         DataError: No image can be read.
-        UsageError: The folder cannot be written.
+        UsageError: The folder cannot be written, or holds a data set that was packed otherwise.
     """
-    builder, shards = IndexBuilder(), {}
+    builder, shards, problems = IndexBuilder(), {}, []
+    complete = (target / (index.split + INDEX_ENDING)).exists()
     with ThreadPoolExecutor(threads) as pool:
         for number, start in enumerate(range(0, len(index), SHARD_IMAGES)):
             places = range(start, min(start + SHARD_IMAGES, len(index)))
             name = f"{index.split}-{number:05d}.pack"
-            lengths, problems = _finished(index, places, target / name, settings)
+            signature = _signature(index, places, settings)
+            lengths, left_out = _finished(target / name, signature, complete)
             if lengths is None:
-                lengths, problems = _write_shard(index, places, target / name, settings, pool)
+                images = pool.map(lambda place: _pack_image(index.path(place), settings), places)
+                lengths, left_out = _write_shard(
+                    _counted(images, start, tell),
+                    target / name,
+                    signature,
+                )
+            problems += left_out
             offset = 0
             for place, length in zip(places, lengths.tolist(), strict=True):
                 if length > 0:
                     builder.add(f"{name}@{offset}+{length}".encode(), int(index.labels[place]))
                 offset += length
             shards[name] = offset
-            yield places.stop, problems
     if not len(builder):
         raise DataError(f"{index.root}: no image of {index.split} can be read")
     packed = builder.build(target, index.classes, index.split, "folder")
     sizes = np.frombuffer(json.dumps(shards).encode(), dtype=np.uint8)
     _write(target / (index.split + INDEX_ENDING), lambda file: np.savez(
         file, **index_arrays(packed), shards=sizes))  # fmt: skip
+    return problems
+
+
+def _counted(
+    images: Iterator[bytes | str], done: int, tell: Callable[[int], None]
+) -> Iterator[bytes | str]:
+    for number, image in enumerate(images, done + 1):
+        yield image
+        tell(number)
 
 
 def _signature(index: ImageIndex, places: range, settings: PackSettings) -> str:
@@ -125,18 +146,24 @@ def _signature(index: ImageIndex, places: range, settings: PackSettings) -> str:
 
 
 def _finished(
-    index: ImageIndex, places: range, shard: Path, settings: PackSettings
+    shard: Path, signature: str, complete: bool
 ) -> tuple[NDArray[np.int64] | None, list[str]]:
-    """The lengths of the images in a shard that an earlier run has finished, else None."""
+    """The lengths of the images in a shard that an earlier run has finished, else None.
+
+    A shard of a complete data set is not replaced by one that is made from something else.
+    """
     try:
         note = json.loads(_note_of(shard).read_text("utf-8"))
-        lengths = np.array(note["lengths"], dtype=np.int64)
-        done = note["signature"] == _signature(index, places, settings)
-        if done and _size(shard) == lengths.sum():
-            return lengths, note["problems"]
+        lengths, problems = np.array(note["lengths"], dtype=np.int64), note["problems"]
+        same = note["signature"] == signature
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None, []
+        return None, []
+    if complete and not same:
+        raise UsageError(
+            f"{shard.parent} holds a data set that was packed from other images or with other "
+            "settings: give another folder, or remove it"
+        )
+    return (lengths, problems) if same and _size(shard) == lengths.sum() else (None, [])
 
 
 def _note_of(shard: Path) -> Path:
@@ -144,31 +171,24 @@ def _note_of(shard: Path) -> Path:
 
 
 def _write_shard(
-    index: ImageIndex,
-    places: range,
-    shard: Path,
-    settings: PackSettings,
-    pool: ThreadPoolExecutor,
+    images: Iterator[bytes | str], shard: Path, signature: str
 ) -> tuple[NDArray[np.int64], list[str]]:
-    lengths, problems = np.zeros(len(places), dtype=np.int64), []
+    lengths: list[int] = []
+    problems: list[str] = []
 
     def write(file: Any) -> None:
-        images = pool.map(lambda place: _pack_image(index.path(place), settings), places)
-        for i, content in enumerate(images):
+        for content in images:
             if isinstance(content, str):
                 problems.append(content)
+                lengths.append(0)
             else:
-                lengths[i] = len(content)
+                lengths.append(len(content))
                 file.write(content)
 
     _write(shard, write)
-    note = {
-        "signature": _signature(index, places, settings),
-        "lengths": lengths.tolist(),
-        "problems": problems,
-    }
+    note = {"signature": signature, "lengths": lengths, "problems": problems}
     _write(_note_of(shard), lambda file: file.write(json.dumps(note).encode()))
-    return lengths, problems
+    return np.array(lengths, dtype=np.int64), problems
 
 
 def _write(path: Path, fill: Callable[[Any], object]) -> None:

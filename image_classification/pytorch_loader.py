@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
+from image_classification.affinity import usable_cores
 from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.bad_images import BadImages
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.data_index import ImageIndex, printable
 from image_classification.device_feed import Batch, DeviceFeeder
 from image_classification.errors import DataError, UsageError
+from image_classification.image_reading import unreadable
 from image_classification.loader_worker import BatchReader, BatchRequest, HostBatch, WorkerSetup
 from image_classification.sample_reader import SampleReader
 
@@ -74,11 +76,11 @@ class PytorchLoader(ScheduledLoader):
         self.bad = bad
         super().__init__(schedule)
         self._feeder = feeder
-        self.waiting_advice = (
-            f"take --data-backend fast, or more worker processes than {workers} (-j)"
-        )
+        more = f"more worker processes than {workers}, up to {usable_cores()} (-j)"
+        self.waiting_advice = f"take --data-backend fast, or {more}"
         if isinstance(preset, TrainPreset) and preset.policy is not None:
             require_torchvision(preset.policy)
+            self.waiting_advice = f"give it {more}"
         self._index = index
         self._reader = SampleReader(index, preset, schedule.seed)
         self._requests = _Requests(index, schedule)
@@ -135,11 +137,10 @@ class PytorchLoader(ScheduledLoader):
     def _replace(self, request: BatchRequest, batch: HostBatch) -> None:
         """Put other images in the place of those that cannot be read."""
         images = batch.images.numpy()
-        for place, message in batch.failures:
+        for place, reason in batch.failures:
             index = int(request.indices[place])
-            other = self.bad.replace(
-                request.epoch, index, images[place], self._reader, DataError(message)
-            )
+            error = unreadable(self._index.path(index), None, reason)
+            other = self.bad.replace(request.epoch, index, images[place], self._reader, error)
             batch.target[place] = int(self._index.labels[other])
 
 

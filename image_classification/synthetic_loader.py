@@ -10,7 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from image_classification.augmentation import EvalPreset, TrainPreset, hash64
+from image_classification.augmentation import (
+    EvalPreset,
+    ShiftPreset,
+    TrainPreset,
+    hash64,
+)
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.device_feed import Batch, DeviceFeeder
 
@@ -59,7 +64,7 @@ class SyntheticLoader(ScheduledLoader):
     def __init__(
         self,
         index: SyntheticIndex,
-        preset: TrainPreset | EvalPreset,
+        preset: TrainPreset | ShiftPreset | EvalPreset,
         *,
         schedule: BatchSchedule,
         feeder: DeviceFeeder,

@@ -154,8 +154,8 @@ class Validator:
             throughput.step_done(len(target) * self.world_size)
             self.logger.progress("val", epoch, self.epochs, step, num_batches, row or None)
             self._between_steps()
-        for line in loader.news({}):
-            self.logger.warning(line)
+        if (news := loader.news()) is not None:
+            self.logger.warning(news)
         sums = [float(loss_sum), *(float(count) for count in correct.tolist()), float(seen)]
         loss, correct1, correctk, total = sum_over_ranks(sums)
         if not total:

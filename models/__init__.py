@@ -17,6 +17,9 @@ from image_classification.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+# Images up to this side (pixels) are small: a data set of them fits into memory.
+SMALL_SIDE = 64
+
 
 @dataclass(frozen=True)
 class Arch:
@@ -30,6 +33,11 @@ class Arch:
     family: str
     image_size: int = 224
 
+    @property
+    def small_images(self) -> bool:
+        """Whether it takes data sets of small images as they are."""
+        return self.image_size <= SMALL_SIDE
+
 
 ARCHS: dict[str, Arch] = {
     "resnet18": Arch("resnet"),
@@ -39,6 +47,11 @@ ARCHS: dict[str, Arch] = {
     "resnet152": Arch("resnet"),
     "resnext101-32x4d": Arch("resnet"),
     "se-resnext101-32x4d": Arch("resnet"),
+    "resnet18_cifar": Arch("resnet", 32),
+    "resnet34_cifar": Arch("resnet", 32),
+    "resnet50_cifar": Arch("resnet", 32),
+    "resnet101_cifar": Arch("resnet", 32),
+    "resnet152_cifar": Arch("resnet", 32),
 }
 
 

@@ -9,6 +9,9 @@ three quarters of its input. That is worth about half a percent of top-1 on Imag
 Parameter names are torchvision's (`conv1`, `layer1.0.conv1`, `layer2.0.downsample.0`, `fc`), so
 that weights travel between the two without renaming.
 
+The networks named _cifar have a stem for images of 32 pixels (paper, section 4.2, with the widths
+of the large networks).
+
 Papers: ResNet arXiv:1512.03385, ResNeXt arXiv:1611.05431, squeeze-and-excitation
 arXiv:1709.01507, residual branches that start at zero arXiv:1706.02677 (section 5.1).
 """
@@ -179,13 +182,18 @@ class SEBottleneck(Bottleneck):
 
 
 class Variant(NamedTuple):
-    """The numbers that tell one network of the family from another, stage by stage."""
+    """What tells one network of the family from another, the numbers stage by stage.
+
+    `small_images`: the stem is one 3x3 convolution that keeps the resolution, for images of about
+    32 pixels, which the usual stem would shrink to 8 before the first block.
+    """
 
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, int, int, int]
     widths: tuple[int, int, int, int]
     out_channels: tuple[int, int, int, int]
     groups: int = 1
+    small_images: bool = False
 
 
 _NARROW = (64, 128, 256, 512)
@@ -201,6 +209,8 @@ VARIANTS: dict[str, Variant] = {
     "resnext101-32x4d": Variant(Bottleneck, (3, 4, 23, 3), _DOUBLE, _WIDE, groups=32),
     "se-resnext101-32x4d": Variant(SEBottleneck, (3, 4, 23, 3), _DOUBLE, _WIDE, groups=32),
 }
+for _depth in (18, 34, 50, 101, 152):
+    VARIANTS[f"resnet{_depth}_cifar"] = VARIANTS[f"resnet{_depth}"]._replace(small_images=True)
 
 
 class ResNet(nn.Module):
@@ -245,7 +255,9 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
+        if variant.small_images:
+            self.conv1, self.maxpool = conv3x3(3, 64), nn.Identity()
 
         in_channels = 64
         stages: list[nn.Sequential] = []
@@ -278,7 +290,8 @@ class ResNet(nn.Module):
 
         Args:
             images: float [N, 3, H, W], normalised, of any size from 32 pixels up; the sizes
-                below are those of 224 x 224 images and of a bottleneck network.
+                below are those of 224 x 224 images and of a bottleneck network. For small images
+                all stages have the resolution [H, H / 2, H / 4, H / 8].
 
         Returns:
             logits [N, num_classes].

@@ -63,8 +63,12 @@ def find_compiler() -> str:
     Raises:
         BuildError: There is none.
     """
-    for name in (os.environ.get("CXX"), *COMPILERS):
-        if name and (path := shutil.which(name)):
+    if chosen := os.environ.get("CXX"):
+        if found := shutil.which(chosen):
+            return found
+        raise BuildError(f"CXX={chosen} is not found; correct it or leave it out")
+    for name in COMPILERS:
+        if path := shutil.which(name):
             return path
     raise BuildError(
         "no C++ compiler found; install one (Debian, Ubuntu: apt-get install g++) or set CXX"
@@ -153,13 +157,17 @@ def _run(command: list[str]) -> None:
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run: {error}") from error
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if "error" in line]
-        reason = lines[0] if lines else f"exit code {done.returncode}"
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in said if "error" in line]
+        reason = (errors or said or [f"exit code {done.returncode}"])[0]
         raise BuildError(f"{command[0]} failed: {reason}; it must know C++17 (g++ 8 or newer)")
 
 
 def main() -> int:
     """The command: prints where the library lies, or why there is none."""
+    if sys.argv[1:]:  # -h, or what it does not know
+        print(__doc__)
+        return 0 if sys.argv[1] in ("-h", "--help") else 2
     try:
         print(build())
     except BuildError as error:

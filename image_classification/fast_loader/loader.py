@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classification.affinity import usable_cores
 from image_classification.augmentation import (
     EvalPreset,
     TrainPreset,
@@ -29,7 +30,7 @@ from image_classification.batch_ring import BatchRing, Slot
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.data_index import ImageIndex
 from image_classification.device_feed import Batch, DeviceFeeder
-from image_classification.errors import DataError
+from image_classification.errors import ImageError
 from image_classification.fast_loader.native import (
     CROP,
     FILTER_NUMBERS,
@@ -91,8 +92,12 @@ class FastLoader(ScheduledLoader):
         self._feeder = feeder
         self._prefetch = prefetch
         threads = max(threads, 1)
+        cores = usable_cores()
         self.waiting_advice = (
-            f"give it more threads than {threads} (-j) if cores are free, or a faster disk"
+            f"give it more threads than {threads}, up to {cores} (-j)"
+            if threads < cores
+            else "pack the images (python -m image_classification.dataset_tools pack), or give it "
+            "more cores or a faster disk"
         )
         self._index = index
         self._preset = preset
@@ -190,7 +195,7 @@ class FastLoader(ScheduledLoader):
             try:
                 future.result()
                 self.fallbacks += 1
-            except DataError as error:
+            except ImageError as error:
                 indices[i] = self.bad.replace(
                     work.epoch, int(indices[i]), output[i], self._reader, error
                 )

@@ -9,6 +9,7 @@ import os
 from typing import Any
 from unittest import mock
 
+from cifar_archives import write_cifar10, write_cifar100
 from option_lab import SYNTHETIC, Lab, close, differ, shows
 from runs import write_images
 
@@ -32,6 +33,21 @@ def data(lab: Lab) -> None:
     two = write_images(lab.folder / "two", classes=2)
     assert lab.run("--data", two, directory=None).last["classes"] == ["class_0", "class_1"]
     assert "give one of them" in lab.error("--data", two)
+
+
+@shows("--dataset", "what DIR holds: CIFAR's archives or a folder")
+def dataset(lab: Lab) -> None:
+    root = lab.folder / "cifar"
+    write_cifar100(root)
+    write_cifar10(root)
+    for name, first in (("cifar100", "fine_0"), ("cifar10", "class 0"), ("auto", "class 0")):
+        made = lab.run("--dataset", name, "-b", 8, directory=root)
+        assert made.last["classes"][0] == first
+        assert made.last["config"]["data_backend"] == "resident"
+    error = lab.error("--dataset", "folder", directory=root, code=3)
+    assert "neither train/ nor train.txt" in error
+    assert "leave --image-size" in lab.error("--image-size", 64, directory=root)
+    assert "reads image files" in lab.error("--data-backend", "pytorch", directory=root)
 
 
 @shows("--data-backend", "where images come from: synthetic needs no folder")
@@ -203,6 +219,17 @@ def augmentation(lab: Lab) -> None:
     assert differ(made.batches[0], lab.base.batches[0])
     assert made.last["preprocessing"]["train"]["policy"] == "autoaugment"
     assert made.last["preprocessing"]["val"] == lab.base.last["preprocessing"]["val"]
+
+
+@shows("--cutout", "a square of the mean colour in images that are in memory")
+def cutout(lab: Lab) -> None:
+    root = write_cifar100(lab.folder)
+    whole = lab.run("-b", 8, directory=root).batches[0]
+    holed = lab.run("-b", 8, "--cutout", 12, directory=root).batches[0]
+    hole = (whole != holed).any(dim=1)  # [N, H, W]
+    assert hole.any(dim=(1, 2)).all() and hole.sum() <= 8 * 12 * 12
+    assert holed.permute(0, 2, 3, 1)[hole].abs().max() < 0.01
+    assert "needs images in memory" in lab.error("--cutout", 4)
 
 
 @shows("--mixup", "the loss of blended images")

@@ -138,6 +138,21 @@ def warmup(lab: Lab) -> None:
     assert "--warmup 4 is longer than --epochs 1: the learning rate does not" in too_long.out
 
 
+@shows("--lr-milestones", "train.lr falls after these epochs")
+def lr_milestones(lab: Lab) -> None:
+    flags = ("--epochs", 3, "--lr-milestones", "1,2", "-p", 1, "--prof", 1, *LIGHT)
+    made = lab.run(*flags, drop=("--lr-schedule",))
+    assert made.values("train.lr", "train") == approx([0.1, 0.01, 0.001])
+    assert "are for --lr-schedule step" in lab.error("--lr-milestones", "1")
+
+
+@shows("--lr-gamma", "the factor by which train.lr falls")
+def lr_gamma(lab: Lab) -> None:
+    flags = ("--epochs", 2, "--lr-milestones", "1", "--lr-gamma", 0.5, "-p", 1, "--prof", 1, *LIGHT)
+    made = lab.run(*flags, drop=("--lr-schedule",))
+    assert made.values("train.lr", "train") == approx([0.1, 0.05])
+
+
 @shows("--end-lr", "train.lr of the last step")
 def end_lr(lab: Lab) -> None:
     assert rates(lab, "--lr-schedule", "cosine", "--end-lr", 0.02)[-1] == 0.02

@@ -33,6 +33,9 @@ class HostDevice:
     def __init__(self, accelerator: bool = False) -> None:
         self.is_accelerator = accelerator
 
+    def memory(self) -> None:
+        return None
+
     def side_stream(self) -> None:
         return None
 

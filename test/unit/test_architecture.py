@@ -20,11 +20,13 @@ LEVELS: dict[int, set[str]] = {
         "data_index", "list_files", "samples", "datasets", "batch_schedule", "image_reading",
         "device_feed", "cpu_features", "safe_load", "sample_reader", "bad_images", "option_parser",
         "index_cache", "index_arrays", "user_cache", "packing", "batch_ring",
-        "interruption", "models"},
+        "interruption", "cifar", "pixel_index", "plain_pickle", "download", "small_images",
+        "models"},
     1: {"distributed", "logger", "dlll_log", "log_sinks"},
     2: {"checkpoint", "pretrained", "loader_worker", "pytorch_loader", "synthetic_loader",
-        "fast_loader", "dali_loader", "dataloaders", "workspace"},
-    3: {"training", "validation", "inference", "failures", "dataset_tools"},
+        "fast_loader", "dali_loader", "resident_loader", "dataloaders", "workspace"},
+    3: {"training", "validation", "inference", "failures", "dataset_tools",
+        "data_sources"},
     4: {"main", "classify", "checkpoint2model", "multiproc", "setup"},
 }  # fmt: skip
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}

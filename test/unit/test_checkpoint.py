@@ -381,7 +381,7 @@ def settings() -> dict[str, Any]:
 
 # What may differ without bending the course: where the run is, how it is computed, what is shown.
 ELSEWHERE = {
-    "directory", "dummy_test", "synthetic_size", "data_layout", "num_classes", "workers",
+    "directory", "dataset", "dummy_test", "synthetic_size", "data_layout", "num_classes", "workers",
     "prefetch", "max_bad", "allow_bad_val", "arch", "model_config", "trt", "fused_se",
     "pretrained_weights", "jit", "device", "gpu_id", "pyamp", "cnmix", "opt_level", "fp16",
     "memory_format", "deterministic", "gpu_affinity", "dist_backend", "world_size", "addr",

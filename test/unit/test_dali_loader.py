@@ -30,7 +30,7 @@ def test_dali_gpu_needs_a_gpu() -> None:
 
 
 def test_policies_run_in_worker_processes() -> None:
-    with pytest.raises(UsageError, match="use --data-backend pytorch"):
+    with pytest.raises(UsageError, match="worker processes of --data-backend pytorch"):
         choose_backend("dali-cpu", "autoaugment")
 
 

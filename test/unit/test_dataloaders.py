@@ -23,6 +23,7 @@ from loader_helpers import (
     write_photos,
 )
 
+from image_classification.affinity import usable_cores
 from image_classification.augmentation import TrainPreset
 from image_classification.batch_schedule import BatchSchedule
 from image_classification.data_index import ImageIndex
@@ -301,15 +302,17 @@ def test_workers_hold_no_index(index: ImageIndex) -> None:
 
 def test_waiting_for_data_is_explained(index: ImageIndex) -> None:
     row = {"train.data_wait": 34.4, "train.total_ips": 656.0, "train.compute_ips": 1000.0}
-    loader = make(index, workers=5)
+    loader = make(index, batch_size=1, global_batch=1, workers=5)
     assert loader.explain_waiting({**row, "train.data_wait": 9.9}) is None
     assert loader.explain_waiting({**row, "train.data_wait": None}) is None
     assert loader.explain_waiting(row) == (
         "34 % of the time went into waiting for images: the loader gave 656 images/s, the network "
-        "could take 1000; take --data-backend fast, or more worker processes than 5 (-j)"
+        "could take 1000; take --data-backend fast, or more worker processes than 5, up to "
+        f"{usable_cores()} (-j)"
     )
     assert loader.explain_waiting(row) is None
     loader.set_position(1, 0)
     assert loader.explain_waiting(row) is not None
     loader.close()
-    assert make(index, backend="synthetic").explain_waiting(row) is None
+    assert make(index).explain_waiting(row) is None  # an epoch of a few batches
+    assert make(index, backend="synthetic", batch_size=1).explain_waiting(row) is None

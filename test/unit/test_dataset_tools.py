@@ -51,8 +51,9 @@ def test_damage_is_found_wherever_it_is(images: Path, capsys, monkeypatch, nativ
     out = capsys.readouterr().out
     assert f"cannot read image {cut}: image file is truncated" in out
     assert "36 images, 2 cannot be read" in out
-    found = [line.split("\t")[0] for line in listed.read_text().splitlines()]
-    assert found == [str(cut), str(empty)]
+    lines = [line.split("\t") for line in listed.read_text().splitlines()]
+    assert [line[0] for line in lines] == [str(cut), str(empty)]
+    assert lines[0][1].startswith("image file is truncated") and str(cut) not in lines[0][1]
 
 
 def test_one_split_is_enough(images: Path, capsys) -> None:
@@ -63,9 +64,29 @@ def test_one_split_is_enough(images: Path, capsys) -> None:
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_bad_options_are_one_line(capsys) -> None:
-    assert dataset_tools.main(["chek"]) == 2
-    assert "COMMAND: invalid choice: 'chek'" in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["check", "pack"])
+def test_a_split_that_is_there_must_be_whole(images: Path, capsys, command: str) -> None:
+    (images / "val.txt").write_text("class_0/nowhere.jpg 0\n")
+    target = [str(images.parent / "packed")] if command == "pack" else []
+    assert dataset_tools.main([command, str(images), *target]) == 3
+    assert "nowhere.jpg" in capsys.readouterr().err
+    assert not (images.parent / "packed").exists()
+
+
+def test_bad_options_are_one_line(images: Path, capsys) -> None:
+    for words, text in (
+        (["chek"], "COMMAND: invalid choice: 'chek'"),
+        (["check", str(images), "-j", "x"], "-j/--workers: invalid int value: 'x'"),
+        (["check", str(images), "-j", "9999"], "-j 9999: must be between 1 and 1024"),
+        (["check", str(images), "--list", "/none/x"], "--list /none/x cannot be written (No such"),
+        (["pack", str(images), "t", "--quality", "0"], "--quality 0: must be between 1 and 95"),
+        (["pack", str(images), str(images)], "must not lie in each other"),
+        (["pack", str(images), str(images / "p")], "must not lie in each other"),
+        (["pack", str(images / "train"), str(images)], "must not lie in each other"),
+    ):
+        assert dataset_tools.main(words) == 2
+        assert text in capsys.readouterr().err
+    assert not (images / "p").exists()
 
 
 # ---- packing -----------------------------------------------------------------------------------
@@ -118,20 +139,28 @@ def test_an_interrupted_packing_goes_on(images: Path, packed: Path, capsys) -> N
     lost = packed / "train-00001.pack"
     content = lost.read_bytes()
     lost.write_bytes(content[:-1])
-    (packed / "train.packed.npz").unlink()
     arguments = ["pack", str(images), str(packed), "--short-side", "40"]
     assert dataset_tools.main(arguments) == 0
     assert lost.read_bytes() == content
     again = {path: path.stat().st_mtime_ns for path in packed.glob("*.pack")}
     assert {path for path in stamps if stamps[path] != again[path]} == {lost}
-    assert dataset_tools.main([*arguments[:-1], "30"]) == 0  # other settings: all anew
+    capsys.readouterr()
+    assert dataset_tools.main([*arguments[:-1], "30"]) == 2
+    assert "packed from other images or with other settings" in capsys.readouterr().err
+    assert all(path.stat().st_mtime_ns == again[path] for path in again)
+    for path in packed.glob("*.npz"):
+        path.unlink()
+    assert dataset_tools.main([*arguments[:-1], "30"]) == 0  # it was never finished
     assert all(path.stat().st_mtime_ns != again[path] for path in again)
+    assert dataset_tools.main(["pack", str(packed), str(packed.parent / "twice")]) == 2
+    assert "is packed already" in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_is_left_out(images: Path, tmp_path: Path, capsys) -> None:
     (images / "train/class_1/3.jpg").write_bytes(b"no image")
     assert dataset_tools.main(["pack", str(images), str(tmp_path / "packed")]) == 0
-    assert "left out: cannot read image" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "left out: cannot read image" in out and "train: 23 of 24 images, 1 left out" in out
     index = load_splits(tmp_path / "packed", train=True, val=False).train
     assert index is not None and len(index) == 23 and (index.labels == 1).sum() == 7
 

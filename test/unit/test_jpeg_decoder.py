@@ -264,6 +264,12 @@ def test_arguments_that_would_write_elsewhere_are_refused(decoder) -> None:
     batch.free()
 
 
+def test_absurd_numbers_of_threads() -> None:
+    for threads in (0, 100_000):
+        with pytest.raises(RuntimeError, match=f"cannot start {threads} threads"):
+            NativeDecoder(threads)
+
+
 def test_unknown_kernels() -> None:
     with pytest.raises(RuntimeError, match=r"kernels mmx; known: .*plain"):
         NativeDecoder(1, "mmx")

@@ -71,6 +71,12 @@ def test_what_the_compiler_says_is_one_line(sources: Path) -> None:
     assert not list((sources.parent / "package").iterdir())
 
 
+def test_a_chosen_compiler_that_is_not_there(sources: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "nocompiler")
+    with pytest.raises(build.BuildError, match="CXX=nocompiler is not found"):
+        build.build()
+
+
 def test_without_a_compiler(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(

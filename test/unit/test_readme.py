@@ -43,7 +43,7 @@ PARSERS: dict[str, argparse.ArgumentParser] = {
 # Options of other programs: docker build and run, srun.
 FOREIGN = {
     "--build-arg", "--gpus", "--privileged", "--ipc", "--shm-size", "--network",
-    "--nodes", "--ntasks-per-node",
+    "--nodes", "--ntasks-per-node", "--no-deps",
 }  # fmt: skip
 # Files that a run or a user makes, in code spans of the two pages.
 PRODUCED = re.compile(r"models/(?!\*?\.py)|data/digits$|/tensorboard|^(tensorboard|train|val)/$")
@@ -261,7 +261,7 @@ def test_commands_are_accepted(words: list[str]) -> None:
     elif words[0] == "source":
         assert words[1] == ".venv/bin/activate" or (ROOT / words[1]).is_file()
     elif words[0] == "pip":
-        assert words == ["pip", "wheel", "."] or words[1] == "install"
+        assert words == ["pip", "wheel", ".", "--no-deps"] or words[1] == "install"
         assert words[2] != "-r" or (ROOT / words[3]).is_file()
     else:
         assert words[:2] in (["docker", "build"], ["docker", "load"])

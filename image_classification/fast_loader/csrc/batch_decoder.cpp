@@ -15,10 +15,17 @@ namespace fast_loader {
 constexpr size_t kHeadBytes = 1 << 14;
 
 BatchDecoder::BatchDecoder(int threads, const Kernels& kernels) : kernels_(kernels) {
-    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+    try {
+        for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+    } catch (...) {  // the system gives no more threads: end those that run
+        end_threads();
+        throw;
+    }
 }
 
-BatchDecoder::~BatchDecoder() {
+BatchDecoder::~BatchDecoder() { end_threads(); }
+
+void BatchDecoder::end_threads() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         closing_ = true;

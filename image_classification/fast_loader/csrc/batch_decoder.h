@@ -67,6 +67,7 @@ private:
         CropDecoder a, b;
     };
 
+    void end_threads();
     void work();
     void load(Image& image, ByteBuffer& file);
     Status start(Image& image, CropDecoder& decoder, ByteBuffer& file);

@@ -19,6 +19,8 @@ using fast_loader::Status;
 
 namespace {
 
+constexpr int32_t kMaxThreads = 4096;
+
 const Kernels* find_kernels(const char* name) {
     for (const Kernels* const* kernels = fast_loader::available_kernels(); *kernels; ++kernels) {
         if (*name == '\0' || std::strcmp((*kernels)->name, name) == 0) return *kernels;
@@ -57,7 +59,7 @@ const char* fast_loader_kernels() {
 
 BatchDecoder* fast_loader_open(int32_t threads, const char* kernels) {
     const Kernels* found = find_kernels(kernels);
-    if (found == nullptr || threads < 1) return nullptr;
+    if (found == nullptr || threads < 1 || threads > kMaxThreads) return nullptr;
     try {
         return new BatchDecoder(threads, *found);
     } catch (const std::exception&) {

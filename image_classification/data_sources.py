@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""What DIR means: a built-in sample, CIFAR's archives, or a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from image_classification import small_images
+from image_classification.cifar import CIFAR_SETS, find_cifar
+from image_classification.dataloaders import synthetic_splits
+from image_classification.datasets import Splits, load_splits, prepare_sample
+
+__all__ = ["DATASETS", "load", "settle_dataset", "synthetic_splits"]
+
+DATASETS = ("auto", "folder", *CIFAR_SETS)
+
+
+def settle_dataset(wanted: str, data: str) -> str:
+    """The name of the data set that is meant.
+
+    Args:
+        wanted: One of DATASETS.
+        data: DIR.
+
+    Returns:
+        One of DATASETS, but "auto".
+    """
+    if wanted != "auto":
+        return wanted
+    found = find_cifar(Path(data))
+    return "folder" if found is None else found.kind.name
+
+
+def load(
+    data: str,
+    dataset: str,
+    *,
+    train: bool,
+    val: bool,
+    layout: str,
+    num_classes: int | None,
+    sample: tuple[str, Path] | None,
+    small_side: int | None,
+    say: Callable[[str], None],
+) -> Splits:
+    """Index the images of a run, or bring them into memory where they are small.
+
+    Args:
+        data: DIR.
+        dataset: What `settle_dataset` has found.
+        train: Index the training images.
+        val: Index the validation images.
+        layout: See `datasets.load_splits`.
+        num_classes: What the user asked for.
+        sample: A built-in data set instead of DIR: its name, and where it is written.
+        small_side: A folder whose images all have this side in pixels is brought into memory.
+        say: Receives lines about a download.
+
+    Returns:
+        The splits.
+
+    Raises:
+        DataError: Missing, unreadable, empty, malformed or contradictory data.
+    """
+    if dataset in CIFAR_SETS:
+        files = small_images.cifar_files(Path(data), dataset, say)
+        assert files is not None
+        return small_images.load_cifar_splits(files, train=train, val=val, num_classes=num_classes)
+    folder = Path(data) if sample is None else prepare_sample(*sample)
+    splits = load_splits(folder, train=train, val=val, layout=layout, num_classes=num_classes)
+    return splits if small_side is None else small_images.into_memory(splits, small_side)

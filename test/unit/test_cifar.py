@@ -1,0 +1,162 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""CIFAR's archives: found in every form, read without running anything, refused when damaged."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cifar_archives import batch, colourful, pack, write_cifar10, write_cifar100, write_pickle
+
+from image_classification.cifar import find_cifar, load_cifar
+from image_classification.errors import DataError
+from image_classification.plain_pickle import load_plain_pickle
+from image_classification.small_images import load_cifar_splits
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_cifar100(tmp_path)
+
+
+def load(data: Path, splits: tuple[str, ...] = ("train", "val")) -> Any:
+    files = find_cifar(data)
+    assert files is not None
+    return load_cifar(files, list(splits))
+
+
+# ---- where the data are ------------------------------------------------------------------------
+
+
+def test_every_form_holds_the_same_images(folder: Path, tmp_path: Path) -> None:
+    archive = pack(folder, tmp_path / "packed.tar.gz")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    named = archive.rename(alone / "cifar-100-python.tar.gz")
+    for data in (folder, folder.parent, named, alone):
+        found = load(data)
+        images, labels = colourful(48, 6, 0)
+        assert np.array_equal(found["train"].images, images)
+        assert found["train"].labels.tolist() == labels and len(found["val"]) == 24
+        assert found["val"].classes == [f"fine_{i}" for i in range(6)]
+
+
+def test_cifar10_comes_in_five_batches(tmp_path: Path) -> None:
+    found = load(write_cifar10(tmp_path))
+    images, labels = colourful(50, 10, 0)
+    assert np.array_equal(found["train"].images, images)
+    assert found["train"].labels.tolist() == labels
+    assert found["val"].classes[3] == "class 3" and found["val"].split == "val"
+
+
+def test_only_what_is_asked_for_is_found(folder: Path, tmp_path: Path) -> None:
+    assert find_cifar(tmp_path, "cifar10") is None
+    assert find_cifar(tmp_path / "missing") is None
+    write_cifar10(tmp_path)
+    assert find_cifar(tmp_path, "cifar100").path == folder
+    assert find_cifar(tmp_path).kind.name == "cifar10"
+
+
+def test_splits_of_a_run(folder: Path) -> None:
+    files = find_cifar(folder)
+    splits = load_cifar_splits(files, train=False, val=True)
+    assert splits.train is None and splits.num_classes == 6 and splits.in_memory
+    with pytest.raises(DataError, match="--num-classes 7 contradicts the data: cifar100 has 6"):
+        load_cifar_splits(files, train=True, val=True, num_classes=7)
+
+
+# ---- hostile and damaged files -----------------------------------------------------------------
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Hostile(), {b"data": Hostile()}, [Hostile()], {b"data": np.array([Hostile()], dtype=object)},
+     {b"data": np.dtype("f8")}, {b"data": np.float64(1.0)}],
+    ids=["alone", "in a dictionary", "in a list", "in an array", "a dtype", "a number"],
+)  # fmt: skip
+def test_a_hostile_pickle_executes_nothing(value: Any, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        loaded = load_plain_pickle(pickle.dumps(value, protocol=2), "it")
+    except DataError as error:
+        assert "it cannot be read" in str(error) or "no dictionary" in str(error)
+    else:
+        assert not isinstance(loaded["data"], np.generic | np.dtype)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", [b"os system", b"builtins eval", b"numpy load", b"numpy.core.multiarray scalar"]
+)
+def test_other_names_are_refused(name: bytes) -> None:
+    module, function = name.split()
+    stream = b"\x80\x02c" + module + b"\n" + function + b"\n(X\x01\x00\x00\x00xtR."
+    with pytest.raises(DataError, match=r"it asks for .*, which plain data never do"):
+        load_plain_pickle(stream, "it")
+
+
+def test_arrays_must_be_bytes_of_their_shape() -> None:
+    for array in (np.zeros((2, 3), np.int64), np.zeros((3, 2), np.uint8).T):
+        with pytest.raises(DataError, match="not of bytes in row order"):
+            load_plain_pickle(pickle.dumps({b"data": array}, protocol=2), "it")
+    content = pickle.dumps({b"data": np.zeros((2, 3), np.uint8)}, protocol=2)
+    with pytest.raises(DataError, match="cannot reshape"):
+        load_plain_pickle(content.replace(b"K\x02K\x03\x86", b"K\x7fK\x03\x86"), "it")
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_truncated_files(folder: Path, share: float) -> None:
+    path = folder / "train"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DataError, match="train cannot be read"):
+        load(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_truncated_archives(folder: Path, tmp_path: Path, share: float) -> None:
+    archive = pack(folder, tmp_path / "cifar-100-python-copy.tar.gz")
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DataError, match=r"(cannot be read|is damaged|holds no|ends within)"):
+        load(archive)
+
+
+def test_an_archive_without_a_batch(folder: Path, tmp_path: Path) -> None:
+    (folder / "test").unlink()
+    archive = pack(folder, tmp_path / "cifar-100-python.tar.gz")
+    with pytest.raises(DataError, match="holds no cifar-100-python/test"):
+        load(archive)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({b"data": [1, 2]}, "has no 'data' of 3,072 bytes an image"),
+        ({b"data": np.zeros((8, 100), np.uint8)}, "has no 'data' of 3,072 bytes an image"),
+        ({b"fine_labels": [0]}, "has not one of 'fine_labels' for each image"),
+        ({b"fine_labels": [6] * 8}, "has labels outside 0..5"),
+        ({b"fine_labels": [-1] * 8}, "has labels outside 0..5"),
+        ({b"fine_labels": [0.5] * 8}, "has labels outside 0..5"),
+    ],
+)
+def test_contents_that_do_not_fit(folder: Path, change: dict[bytes, Any], message: str) -> None:
+    write_pickle(folder / "train", batch(*colourful(8, 6, 0), b"fine_labels") | change)
+    with pytest.raises(DataError, match=message):
+        load(folder)
+
+
+def test_no_class_names(folder: Path) -> None:
+    write_pickle(folder / "meta", {b"coarse_label_names": [b"all"]})
+    with pytest.raises(DataError, match="meta names no class"):
+        load(folder)
