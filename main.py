@@ -708,7 +708,7 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
             continue  # synthetic data has both splits in any case
         bad = BadImages(
             len(index), max_bad=args.max_bad, tolerated=split == "train" or args.allow_bad_val,
-            seed=state.seed, report=bad_files.add)
+            seed=state.seed, report=bad_files.add, root=str(getattr(index, "root", "")))
         loaders[split] = dataloaders.create_loader(
             args.data_backend, index, preset, device=state.device, batch_size=args.batch_size,
             rank=launch.rank, world_size=launch.world_size, global_batch=args.optimizer_batch_size,

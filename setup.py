@@ -7,7 +7,9 @@ Without a compiler the wheel is pure Python: it runs anywhere, with the slower l
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -19,16 +21,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from image_classification.fast_loader import build
 
+SCRATCH = tempfile.TemporaryDirectory(prefix="fast_loader-")
+
 
 @cache
-def has_compiler() -> bool:
-    """Whether the core can be compiled here; says so once where it cannot."""
+def core_library() -> Path | None:
+    """The compiled core in a temporary folder, None where it cannot be compiled; says why once."""
     try:
-        build.find_compiler()
+        return build.compile_into(Path(SCRATCH.name))
     except build.BuildError as error:
         print(f"fast loader: not built: {error}", file=sys.stderr)
-        return False
-    return True
+        return None
 
 
 class BuildWithCore(build_py):
@@ -37,12 +40,15 @@ class BuildWithCore(build_py):
     def run(self) -> None:
         """Copy the Python files and add the library."""
         super().run()
-        if not has_compiler():
+        library = core_library()
+        if library is None:
             return
-        if self.editable_mode:
-            build.build()
-        else:
-            build.compile_into(Path(self.build_lib, *build.__package__.split("."), "build"))
+        package = [] if self.editable_mode else [self.build_lib]
+        folder = Path(*package, *build.__package__.split("."), "build")
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(f"{library.name.rpartition('-')[0]}-*.so"):
+            old.unlink()
+        shutil.copy(library, folder)
 
 
 class PlatformDistribution(Distribution):
@@ -50,7 +56,7 @@ class PlatformDistribution(Distribution):
 
     def has_ext_modules(self) -> bool:
         """Whether a wheel holds compiled code."""
-        return has_compiler()
+        return core_library() is not None
 
 
 class AnyPython(bdist_wheel):

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,9 @@ class BadImages:
         max_bad: Share of them that may be bad, 0..1; ten are tolerated in any case.
         tolerated: Whether bad images are replaced at all; otherwise the first one is an error.
         seed: Seed of the run.
-        report: Called with path and error when a bad file is met for the first time.
+        report: Called with path and error when a bad file is met for the first time; returns the
+            paths of all bad files of the run, those of other ranks and earlier starts included.
+        root: Folder of the split: only bad files below it count.
 
     Attributes:
         paths: The bad files that were met.
@@ -44,7 +46,8 @@ class BadImages:
         max_bad: float = DEFAULT_MAX_BAD,
         tolerated: bool = True,
         seed: int = 0,
-        report: Callable[[str, ImageError], None] | None = None,
+        report: Callable[[str, ImageError], Iterable[str]] | None = None,
+        root: str = "",
     ) -> None:
         self.paths: set[str] = set()
         self._total = total
@@ -52,6 +55,7 @@ class BadImages:
         self._seed = seed
         self._limit = max(ALWAYS_TOLERATED, int(max_bad * total))
         self._report = report
+        self._root = root
 
     def record(self, path: str, error: ImageError) -> None:
         """Note a bad file.
@@ -64,11 +68,11 @@ class BadImages:
         if path in self.paths:
             return
         self.paths.add(path)
-        if self._report is not None:
-            self._report(path, error)
-        if len(self.paths) > self._limit:
+        listed = self._report(path, error) if self._report is not None else ()
+        known = max(len(self.paths), sum(name.startswith(self._root) for name in listed or ()))
+        if known > self._limit:
             raise DataError(
-                f"{len(self.paths)} of {self._total} images cannot be read, more than the "
+                f"{known} of {self._total} images cannot be read, more than the "
                 f"{self._limit} that --max-bad allows; the last one: {error}"
             )
 
@@ -118,14 +122,20 @@ class BadFileLog:
         self._path = folder / "bad_files.txt"
         self._warn = warn
 
-    def add(self, path: str, error: ImageError) -> None:
-        """Note a bad file, unless an earlier run or another rank has listed it."""
+    def add(self, path: str, error: ImageError) -> set[str]:
+        """Note a bad file, unless an earlier start or another rank has listed it.
+
+        Returns:
+            The paths of all listed files.
+        """
         self._warn(f"{error}; another image takes its place")
         line = f"{printable(path, 4096)}\t{error.reason}\n"
+        known = ""
         try:
             known = self._path.read_text("utf-8") if self._path.exists() else ""
             if line not in known:
                 with open(self._path, "a", encoding="utf-8") as file:  # one write: ranks share it
                     file.write(line)
-        except OSError as error:
-            self._warn(f"{self._path} cannot be written ({error.strerror})")
+        except OSError as problem:
+            self._warn(f"{self._path} cannot be written ({problem.strerror})")
+        return {*(listed.split("\t")[0] for listed in known.splitlines()), printable(path, 4096)}

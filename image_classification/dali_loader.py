@@ -87,7 +87,7 @@ class DaliLoader(ScheduledLoader):
         self._device = device
         self._prefetch = prefetch
         self._threads = max(threads, 1)
-        self.waiting_advice = f"take --data-backend fast, or more threads than {threads} (-j)"
+        self.waiting_advice = f"take --data-backend fast, or more threads than {self._threads} (-j)"
         self._on_gpu = on_gpu
         self._reader = SampleReader(index, preset, schedule.seed)
         self._ring = BatchRing(schedule.batch_size, preset.image_size, device, on_gpu)
@@ -107,8 +107,7 @@ class DaliLoader(ScheduledLoader):
             pool.shutdown(cancel_futures=True)
 
     def _host_batches(self) -> Iterator[Batch]:
-        if self._pool is None:
-            raise RuntimeError("this loader is closed")
+        self._check_open()
         requests = iter(self._schedule)
         reading: deque[_Work] = deque()
         decoding: deque[_Work] = deque()
@@ -128,6 +127,11 @@ class DaliLoader(ScheduledLoader):
             else:
                 work = decoding.popleft()
             yield self._finish(work, found)
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self._pool is None:
+            raise RuntimeError("this loader is closed")
 
     def _read(self, requests: Iterator[NDArray[np.int64]]) -> _Work | None:
         """Start to read the files of the next batch, None at the end of the epoch."""

@@ -9,6 +9,7 @@ Paths lie end to end in one byte array, so that a million images cost their path
 from __future__ import annotations
 
 import os
+import time
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from image_classification.errors import DataError
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+
+# The coarsest time stamps of file systems.
+_SETTLED_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,9 @@ def few(names: Iterable[str], count: int = 3) -> str:
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
-def scan_class_folders(root: Path, split: str, visited: list[str] | None = None) -> ImageIndex:
+def scan_class_folders(
+    root: Path, split: str, visited: dict[str, int] | None = None
+) -> ImageIndex:
     """Index `root/<class>/**/<image>`; labels follow the sorted class names, as in torchvision.
 
     Hidden files and folders are skipped. Symbolic links are followed; each folder counts once per
@@ -132,7 +138,8 @@ def scan_class_folders(root: Path, split: str, visited: list[str] | None = None)
     Args:
         root: Folder of the split.
         split: "train" or "val", for the index and the messages.
-        visited: Gets the path of every folder that was looked into.
+        visited: Gets every folder that was looked into: its full path, and when it was changed
+            last before that (ns), 0 where this was too short ago to notice the next change.
 
     Returns:
         The index; samples are in the order of torchvision's ImageFolder.
@@ -140,8 +147,8 @@ def scan_class_folders(root: Path, split: str, visited: list[str] | None = None)
     Raises:
         DataError: No class folder, a class folder without images, or an unreadable folder.
     """
-    visited = [] if visited is None else visited
-    visited.append(str(root))
+    visited = {} if visited is None else visited
+    visited[os.path.abspath(root)] = _settled_time(root)
     entries = _scan(root)
     classes = sorted(entry.name for entry in entries if _is_folder(entry))
     if not classes:
@@ -175,6 +182,15 @@ def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
         ) from error
 
 
+def _settled_time(folder: str | Path) -> int:
+    """When a folder was changed last (ns); 0 if it may change again without a new time stamp."""
+    try:
+        changed = os.stat(folder).st_mtime_ns
+    except OSError:  # reading it says why
+        return 0
+    return changed if time.time_ns() - changed > _SETTLED_S * 1e9 else 0
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
@@ -182,7 +198,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _class_images(folder: str, relative: str, all_visited: list[str]) -> list[str]:
+def _class_images(folder: str, relative: str, all_visited: dict[str, int]) -> list[str]:
     """The images below one class folder, relative to the split, in torchvision's order.
 
     torchvision sorts the folders by their full path, then the files of each by name.
@@ -196,7 +212,7 @@ def _class_images(folder: str, relative: str, all_visited: list[str]) -> list[st
         if real_path in visited:
             continue
         visited.add(real_path)
-        all_visited.append(folder)
+        all_visited[os.path.abspath(folder)] = _settled_time(folder)
         names = []
         for entry in sorted(_scan(folder), key=lambda entry: entry.name, reverse=True):
             if _is_folder(entry):

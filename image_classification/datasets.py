@@ -219,7 +219,7 @@ def _read_part(data: Path, split: str, layout: str) -> _Part:
         raise DataError(_missing_split_text(data, split))
     index = load_index(folder, split)
     if index is None:
-        visited: list[str] = []
+        visited: dict[str, int] = {}
         index = scan_class_folders(folder, split, visited)
         save_index(index, visited)
     return _Part(index)

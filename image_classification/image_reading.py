@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
+import stat
 import sys
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,6 +23,8 @@ from image_classification.errors import ImageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# As in fast_loader/csrc/image_file.h; no photograph comes near.
+_MAX_FILE_BYTES = 1 << 28
 _PACKED = re.compile(rb"(.+\.pack)@([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL)
 
 # "triangular" is DALI's name of the antialiased bilinear filter.
@@ -68,7 +72,10 @@ def _unpacked(source: Any) -> Any:
     if not isinstance(source, (str, bytes, os.PathLike)):
         return source
     path = os.fsencode(source)
-    return io.BytesIO(_read(path)) if _PACKED.fullmatch(path) else source
+    if _PACKED.fullmatch(path):
+        return io.BytesIO(_read(path))
+    _check_regular(path)
+    return source
 
 
 def file_content(path: bytes) -> bytes:
@@ -83,13 +90,27 @@ def file_content(path: bytes) -> bytes:
         raise unreadable(path, None, _reason(error)) from error
 
 
+def _check_regular(path: bytes) -> None:
+    """A pipe could keep its reader waiting for ever, and a device have no end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL, "")
+    if status.st_size > _MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, "")
+
+
 def _read(path: bytes) -> bytes:
     match = _PACKED.fullmatch(path)
-    with open(match[1] if match else path, "rb") as file:
-        if match is None:
+    if match is None:
+        _check_regular(path)
+        with open(path, "rb") as file:
             return file.read()
-        file.seek(int(match[2]))
-        return file.read(int(match[3]))
+    length = int(match[3])
+    if length > _MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, "")
+    with open(match[1], "rb") as shard:
+        shard.seek(int(match[2]))
+        return shard.read(length)
 
 
 def decode_image(image: Any, source: Any, name: str | None = None) -> Any:

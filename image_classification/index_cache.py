@@ -11,9 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import time
-import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -31,51 +28,49 @@ from image_classification.user_cache import cache_folder
 # A scan of fewer images takes less than a second.
 WORTH_CACHING = 20_000
 
-# A folder that has changed so recently may change again without a new time stamp.
-_SETTLED_S = 2.0
-
-_FORMAT = 1
+_FORMAT = 2
 
 
-def _file_of(root: Path, split: str) -> Path:
+def _file_of(root: Path, split: str) -> Path | None:
+    if (folder := cache_folder()) is None:
+        return None
     name = hashlib.sha256(f"{_FORMAT}\0{os.path.realpath(root)}\0{split}".encode()).hexdigest()
-    return cache_folder() / f"index-{name[:24]}.npz"
+    return folder / f"index-{name[:24]}.npz"
 
 
 def load_index(root: Path, split: str) -> ImageIndex | None:
     """The remembered index of a split's folder, None where there is none that is still true."""
+    file = _file_of(root, split)
+    if file is None:
+        return None
     try:
-        with np.load(_file_of(root, split), allow_pickle=False) as saved:
+        with np.load(file, allow_pickle=False) as saved:
             folders, times = array_names(saved["folders"]), saved["times"]
             if any(_time_of(path) != time for path, time in zip(folders, times, strict=True)):
                 return None
             return index_from_arrays(saved, root, split)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # no such file, or not one of ours
+    except Exception:  # no such file, or not one of ours: a damaged one raises nearly anything
+        return None
 
 
-def save_index(index: ImageIndex, folders: Iterable[str]) -> None:
-    """Remember an index, unless it is small, a folder is changing, or the disk is full.
+def save_index(index: ImageIndex, folders: dict[str, int]) -> None:
+    """Remember an index, unless it is small, a folder was changing, or the disk is full.
 
     Args:
         index: The index of a folder tree.
-        folders: Every folder that was scanned for it.
+        folders: What `scan_class_folders` has visited.
     """
-    if len(index) < WORTH_CACHING:
-        return
-    folders = sorted(set(folders))
-    times = [_time_of(path) for path in folders]
-    if None in times or time.time_ns() - max(filter(None, times)) < _SETTLED_S * 1e9:
-        return
     target = _file_of(index.root, index.split)
+    if target is None or len(index) < WORTH_CACHING or not all(folders.values()):
+        return
     with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(target) as file:
             np.savez(
                 file,
                 **index_arrays(index),
-                folders=names_array(folders),
-                times=np.array(times, dtype=np.int64),
+                folders=names_array(list(folders)),
+                times=np.array(list(folders.values()), dtype=np.int64),
             )
 
 

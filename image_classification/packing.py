@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,18 +102,20 @@ def pack_split(
     """
     builder, shards, problems = IndexBuilder(), {}, []
     complete = (target / (index.split + INDEX_ENDING)).exists()
+    for left_over in target.glob(f".{index.split}-*.tmp"):  # of a packing that was killed
+        left_over.unlink(missing_ok=True)
     with ThreadPoolExecutor(threads) as pool:
         for number, start in enumerate(range(0, len(index), SHARD_IMAGES)):
             places = range(start, min(start + SHARD_IMAGES, len(index)))
             name = f"{index.split}-{number:05d}.pack"
-            signature = _signature(index, places, settings)
-            lengths, left_out = _finished(target / name, signature, complete)
+            origin = _origin(index, places, settings)
+            lengths, left_out = _finished(target / name, origin, complete)
             if lengths is None:
                 images = pool.map(lambda place: _pack_image(index.path(place), settings), places)
                 lengths, left_out = _write_shard(
                     _counted(images, start, tell),
                     target / name,
-                    signature,
+                    origin,
                 )
             problems += left_out
             offset = 0
@@ -137,16 +141,28 @@ def _counted(
         tell(number)
 
 
-def _signature(index: ImageIndex, places: range, settings: PackSettings) -> str:
-    """What a shard was made from."""
-    digest = hashlib.sha256(repr((1, settings, len(places))).encode())
+class _Origin(NamedTuple):
+    """What a shard is made from: which files with which settings, and in which state."""
+
+    signature: str
+    state: str
+
+
+def _origin(index: ImageIndex, places: range, settings: PackSettings) -> _Origin:
+    signature = hashlib.sha256(repr((2, settings, len(places))).encode())
+    state = hashlib.sha256()
     for path in index.paths(places):
-        digest.update(path + b"\0")
-    return digest.hexdigest()
+        signature.update(path + b"\0")
+        try:
+            status = os.stat(path)
+            state.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+        except OSError:
+            state.update(b"missing ")
+    return _Origin(signature.hexdigest(), state.hexdigest())
 
 
 def _finished(
-    shard: Path, signature: str, complete: bool
+    shard: Path, origin: _Origin, complete: bool
 ) -> tuple[NDArray[np.int64] | None, list[str]]:
     """The lengths of the images in a shard that an earlier run has finished, else None.
 
@@ -155,7 +171,8 @@ def _finished(
     try:
         note = json.loads(_note_of(shard).read_text("utf-8"))
         lengths, problems = np.array(note["lengths"], dtype=np.int64), note["problems"]
-        same = note["signature"] == signature
+        same, unchanged = note["signature"] == origin.signature, note["state"] == origin.state
+        sum_noted = note["sum"]
     except (OSError, ValueError, KeyError, TypeError):
         return None, []
     if complete and not same:
@@ -163,7 +180,18 @@ def _finished(
             f"{shard.parent} holds a data set that was packed from other images or with other "
             "settings: give another folder, or remove it"
         )
-    return (lengths, problems) if same and _size(shard) == lengths.sum() else (None, [])
+    whole = same and unchanged and _sum_of(shard) == sum_noted
+    return (lengths, problems) if whole else (None, [])
+
+
+def _sum_of(shard: Path) -> int | None:
+    total = 0
+    if not shard.is_file():
+        return None
+    with open(shard, "rb") as file:
+        while chunk := file.read(1 << 20):
+            total = zlib.crc32(chunk, total)
+    return total
 
 
 def _note_of(shard: Path) -> Path:
@@ -171,7 +199,7 @@ def _note_of(shard: Path) -> Path:
 
 
 def _write_shard(
-    images: Iterator[bytes | str], shard: Path, signature: str
+    images: Iterator[bytes | str], shard: Path, origin: _Origin
 ) -> tuple[NDArray[np.int64], list[str]]:
     lengths: list[int] = []
     problems: list[str] = []
@@ -186,7 +214,7 @@ def _write_shard(
                 file.write(content)
 
     _write(shard, write)
-    note = {"signature": signature, "lengths": lengths, "problems": problems}
+    note = {**origin._asdict(), "lengths": lengths, "problems": problems, "sum": _sum_of(shard)}
     _write(_note_of(shard), lambda file: file.write(json.dumps(note).encode()))
     return np.array(lengths, dtype=np.int64), problems
 

@@ -8,7 +8,13 @@ import os
 from pathlib import Path
 
 
-def cache_folder() -> Path:
-    """The package's folder for caches; it need not exist (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def cache_folder() -> Path | None:
+    """The package's folder for caches; it need not exist (XDG Base Directory Specification).
+
+    None where the user has no home: a folder that others may write to is no place for a library.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return Path(base) / "image_classification"

@@ -48,13 +48,14 @@ def library_name() -> str:
 
 def library_folders() -> list[Path]:
     """Where the library may lie, the first choice first."""
-    return [Path(__file__).parent / "build", cache_folder()]
+    folders = [Path(__file__).parent / "build", cache_folder()]
+    return [folder for folder in folders if folder is not None]
 
 
 def find_library() -> Path | None:
-    """The library, if it has been compiled."""
-    name = library_name()
-    return next((path / name for path in library_folders() if (path / name).is_file()), None)
+    """The library, if it has been compiled for this system; a folder may be shared by several."""
+    paths = [folder / library_name() for folder in library_folders()]
+    return next((path for path in paths if path.is_file() and _loads(path)), None)
 
 
 def find_compiler() -> str:
@@ -85,7 +86,7 @@ def build() -> Path:
         BuildError: No compiler, the compiler failed, or no folder can be written.
     """
     library = find_library()
-    if library is not None and _loads(library):
+    if library is not None:
         return library
     return compile_into(_writable_folder())
 
@@ -117,7 +118,7 @@ def compile_into(folder: Path) -> Path:
 
 
 def _loads(library: Path) -> bool:
-    """Whether it was made for this system: a folder may be shared by several."""
+    """Whether it was made for this system."""
     try:
         ctypes.CDLL(os.fspath(library))
     except OSError:
@@ -134,7 +135,7 @@ def _writable_folder() -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise BuildError(f"neither {folders[0]} nor {folders[1]} can be written")
+    raise BuildError(f"{' and '.join(map(str, folders))} cannot be written")
 
 
 def _compile(compiler: str, scratch: Path) -> list[Path]:

@@ -119,8 +119,7 @@ class FastLoader(ScheduledLoader):
             self._python_threads.shutdown(cancel_futures=True)
 
     def _host_batches(self) -> Iterator[Batch]:
-        if self._decoder is None:
-            raise RuntimeError("this loader is closed")
+        self._check_open()
         requests = iter(self._schedule)
         loading: deque[_Work] = deque()
         decoding: deque[_Work] = deque()
@@ -139,9 +138,14 @@ class FastLoader(ScheduledLoader):
                 batch = self._finish(finishing[0])
                 finishing.clear()
                 yield batch
+                self._check_open()
         finally:
             for work in (*loading, *decoding, *finishing):  # an abandoned epoch, or an error
                 self._abandon(work)
+
+    def _check_open(self) -> None:
+        if self._decoder is None:
+            raise RuntimeError("this loader is closed")
 
     def _load(self, indices: NDArray[np.int64]) -> _Work:
         assert self._decoder is not None

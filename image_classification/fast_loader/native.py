@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import time
 import weakref
 from enum import IntEnum
 from pathlib import Path
@@ -15,10 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classification.errors import DataError
 from image_classification.fast_loader.build import find_library
 
 # What csrc/c_api.h says of itself.
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
+# Without an image for so long the storage hangs.
+STORAGE_TIMEOUT_S = 300
+_ABANDON_S = 5
+_POLL_MS = 500
 
 FILTER_NUMBERS = {"bilinear": 0, "triangular": 0, "bicubic": 1}
 
@@ -66,7 +72,7 @@ def _open_library(path: Path) -> Any | None:
         "close": (None, [pointer]),
         "load": (pointer, [pointer, long, ctypes.c_char_p, pointer]),
         "load_bytes": (pointer, [pointer, long, ctypes.c_char_p, pointer]),
-        "wait": (None, [pointer] * 6),
+        "wait": (integer, [pointer, pointer, integer] + [pointer] * 4),
         "decode": (None, [pointer] * 4 + [integer, integer, pointer]),
         "free": (None, [pointer]),
     }
@@ -138,7 +144,8 @@ class NativeDecoder:
 def _end(core: Any, handle: Any, batches: set[NativeBatch]) -> None:
     for batch in list(batches):
         batch.free()
-    core.fast_loader_close(handle)
+    if not batches:  # otherwise a thread hangs, and so would whoever waits for it
+        core.fast_loader_close(handle)
 
 
 class NativeBatch:
@@ -161,13 +168,29 @@ class NativeBatch:
         return len(self.statuses)
 
     def wait(self) -> None:
-        """Wait for the current stage; fills the attributes."""
-        if self._waiting:
-            arrays = (self.widths, self.heights, self.statuses, self.errors)
-            self._core.fast_loader_wait(
-                self._decoder, self._handle, *(array.ctypes.data for array in arrays)
+        """Wait for the current stage; fills the attributes.
+
+        Raises:
+            DataError: The files cannot be read for minutes.
+            RuntimeError: The batch has been freed.
+        """
+        if self._handle is None:
+            raise RuntimeError("this batch has been freed: its decoder is closed")
+        if not self._wait(STORAGE_TIMEOUT_S):
+            raise DataError(
+                f"no image could be read for {STORAGE_TIMEOUT_S} s: the storage of the data set "
+                "hangs; check it, or copy the data to a local disk"
             )
-            self._waiting = False
+
+    def _wait(self, seconds: float) -> bool:
+        """Whether the stage has ended in time; signals are handled meanwhile."""
+        arrays = (self.widths, self.heights, self.statuses, self.errors)
+        pointers = [array.ctypes.data for array in arrays]
+        until = time.monotonic() + seconds
+        wait = self._core.fast_loader_wait
+        while self._waiting and time.monotonic() < until:
+            self._waiting = not wait(self._decoder, self._handle, _POLL_MS, *pointers)
+        return not self._waiting
 
     def decode(
         self, crops: NDArray[np.void], skip: NDArray[np.bool_], output: NDArray[np.uint8]
@@ -199,9 +222,11 @@ class NativeBatch:
         )  # fmt: skip
 
     def free(self) -> None:
-        """Wait and free the memory; safe to call twice."""
-        if self._handle is not None:
-            self.wait()
+        """Wait and free the memory; safe to call twice.
+
+        Where the storage hangs a thread keeps its batch, and the process ends with it.
+        """
+        if self._handle is not None and self._wait(_ABANDON_S):
             self._core.fast_loader_free(self._handle)
             self._handle = self._output = None
             self._owner.discard(self)

@@ -156,6 +156,35 @@ def test_an_interrupted_packing_goes_on(images: Path, packed: Path, capsys) -> N
     assert "is packed already" in capsys.readouterr().err
 
 
+def test_packing_again_notices_what_has_changed(images: Path, packed: Path, capsys) -> None:
+    arguments = ["pack", str(images), str(packed), "--short-side", "40"]
+    shard = packed / "train-00000.pack"
+    content = bytearray(shard.read_bytes())
+    content[500:520] = bytes(20)
+    shard.write_bytes(content)
+    (packed / ".train-00000.pack-abc.tmp").write_bytes(b"of a packing that was killed")
+    assert dataset_tools.main(arguments) == 0
+    assert shard.read_bytes() != content and not list(packed.glob(".*.tmp"))
+    source = images / "train/class_0/0.jpg"
+    Image.new("RGB", (90, 90)).save(source)
+    stamps = {path: path.stat().st_mtime_ns for path in packed.glob("*.pack")}
+    assert dataset_tools.main(arguments) == 0
+    again = {path: path.stat().st_mtime_ns for path in packed.glob("*.pack")}
+    assert {path for path in stamps if stamps[path] != again[path]} == {shard}
+
+
+def test_a_repaired_image_is_packed(images: Path, tmp_path: Path, capsys) -> None:
+    path = images / "train/class_1/3.jpg"
+    arguments = ["pack", str(images), str(tmp_path / "packed")]
+    good = path.read_bytes()
+    path.write_bytes(good[:-60])
+    assert dataset_tools.main(arguments) == 0
+    assert "train: 23 of 24 images, 1 left out" in capsys.readouterr().out
+    path.write_bytes(good)
+    assert dataset_tools.main(arguments) == 0
+    assert "train: 24 of 24 images, 0 left out" in capsys.readouterr().out
+
+
 def test_what_cannot_be_read_is_left_out(images: Path, tmp_path: Path, capsys) -> None:
     (images / "train/class_1/3.jpg").write_bytes(b"no image")
     assert dataset_tools.main(["pack", str(images), str(tmp_path / "packed")]) == 0

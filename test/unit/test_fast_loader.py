@@ -136,6 +136,45 @@ def test_an_abandoned_epoch_starts_again(greys, backend) -> None:
         list(loader)
 
 
+@own_decoders
+def test_a_loader_closed_in_its_epoch_yields_nothing_more(greys, backend) -> None:
+    loader = make(greys, backend=backend, batch_size=2)
+    batches = iter(loader)
+    next(batches)
+    loader.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(batches)
+
+
+@pytest.mark.timeout(60)
+@all_backends
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pipe_is_a_bad_image(tmp_path: Path, backend, workers: int) -> None:
+    index = write_greys(tmp_path)
+    path = tmp_path / "train/c0/05.jpg"
+    path.unlink()
+    os.mkfifo(path)
+    bad = BadImages(26, seed=3)
+    loader = make(index, backend=backend, bad=bad, workers=workers)
+    read_greys(loader)
+    assert bad.paths == {str(path)}
+
+
+@pytest.mark.timeout(60)
+@needs_core
+def test_storage_that_hangs_is_told(greys, monkeypatch) -> None:
+    wait = native.NativeBatch._wait
+
+    def hang(self: native.NativeBatch, seconds: float) -> bool:
+        return seconds < native.STORAGE_TIMEOUT_S and wait(self, seconds)
+
+    monkeypatch.setattr(native.NativeBatch, "_wait", hang)
+    loader = make(greys, backend="fast")
+    with pytest.raises(DataError, match="no image could be read for 300 s: the storage of the"):
+        next(iter(loader))
+    loader.close()
+
+
 @needs_core
 def test_threads_end_with_the_loader(greys) -> None:
     before = len(os.listdir("/proc/self/task"))
@@ -246,6 +285,18 @@ def test_each_bad_file_is_reported_once_and_listed(tmp_path: Path, backend) -> N
     assert len(said) == 6
     lines = (tmp_path / "bad_files.txt").read_text().splitlines()
     assert sorted(line.split("\t")[0] for line in lines) == sorted(bad.paths)
+
+
+def test_the_limit_of_bad_images_is_that_of_the_run(tmp_path: Path) -> None:
+    log = BadFileLog(tmp_path, lambda line: None)
+    ranks = [BadImages(100, report=log.add, root="/set/train") for _ in range(3)]
+    error = ImageError("cannot read", "why")
+    for i in range(10):
+        ranks[i % 3].record(f"/set/train/{i}", error)
+        ranks[0].record(f"/set/train/{i % 3}", error)  # met again in a later epoch
+    BadImages(100, report=log.add, root="/set/val").record("/set/val/0", error)
+    with pytest.raises(DataError, match="11 of 100 images cannot be read, more than the 10"):
+        ranks[1].record("/set/train/10", error)
 
 
 @all_backends

@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from image_classification import datasets, index_cache
+from image_classification import data_index, datasets, index_cache
 from image_classification.data_index import ImageIndex
 from image_classification.datasets import load_split
 
@@ -80,7 +82,38 @@ def test_folders_that_are_being_written_are_not_remembered(data: Path, monkeypat
         load_split(data, "train")
 
 
-@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut off"])
+def test_a_file_that_arrives_during_the_scan_is_seen(data: Path, monkeypatch) -> None:
+    """It comes into a folder that has been read already."""
+    read = data_index._class_images
+
+    def slow(folder: str, *arguments: Any) -> list[str]:
+        found = read(folder, *arguments)
+        (Path(folder) / "late.jpg").touch()
+        return found
+
+    monkeypatch.setattr(data_index, "_class_images", slow)
+    assert len(load_split(data, "train")) == 15
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(data.parent / "cache"))
+    assert len(load_split(data, "train")) == 18
+
+
+def test_relative_paths_mean_the_folder_that_was_scanned(
+    data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    load_split(Path("data"), "train")
+    (tmp_path / "elsewhere").mkdir()
+    copy = shutil.copytree(data, tmp_path / "elsewhere/data")  # keeps all times
+    (data / "train/a/new.jpg").touch()
+    monkeypatch.chdir(copy.parent)
+    assert len(load_split(data, "train")) == 16
+
+
+CONTENTS = [b"", b"not an archive", b"PK\x03\x04 cut off", b"\x93NUMPY\x01\0\x02\0{}"]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 def test_a_damaged_cache_is_made_anew(data: Path, tmp_path: Path, content: bytes) -> None:
     scanned = load_split(data, "train")
     (file,) = (tmp_path / "cache/image_classification").iterdir()

@@ -98,6 +98,22 @@ def test_training_crops_equal_pillows(decoder, variant: str, bicubic: bool) -> N
         assert difference(output[i], train_pixels(reference, box, i % 2 == 1, preset)) < 0.8
 
 
+def test_enlarged_bicubic_crops_equal_pillows_to_their_edges(decoder) -> None:
+    """Beside an edge a single bicubic weight exceeds 1."""
+    data = jpeg(picture(90, 70, patch=5), subsampling=0)
+    boxes: list[Box] = [(0, 0, 20, 20), (11, 7, 44, 40), (60, 50, 90, 70), (3, 3, 60, 69)]
+    crops = [crop_of(box, box, bicubic=True) for box in boxes]
+    output, statuses = decode(decoder, [data] * len(boxes), crops, 48)
+    assert statuses == [Status.OK] * len(boxes)
+    reference = Image.open(io.BytesIO(data))
+    preset = TrainPreset(48, interpolation="bicubic")
+    for ours, box in zip(output, boxes, strict=True):
+        theirs = train_pixels(reference, box, False, preset)
+        assert difference(ours, theirs) < 0.8
+        for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+            assert difference(ours[edge], theirs[edge]) < 1.2
+
+
 def test_440_equals_pillow(decoder) -> None:
     """Pillow does not write it; the blocks of a square 4:2:2 file, placed otherwise, make one."""
     data = bytearray(jpeg(picture(208, 208, patch=26), subsampling=1))

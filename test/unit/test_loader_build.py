@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from image_classification import user_cache
 from image_classification.fast_loader import build
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,26 @@ def test_a_library_of_another_system_is_made_anew(sources: Path) -> None:
     library.write_bytes(b"not for this system")
     assert build.build() == library
     assert library.stat().st_size > 1000
+
+
+@needs_compiler
+def test_a_library_that_cannot_be_loaded_hides_no_other(sources: Path, tmp_path: Path) -> None:
+    good = build.build()
+    other = tmp_path / "cache" / good.name
+    other.parent.mkdir()
+    good.rename(other)
+    good.write_bytes(b"not for this system")
+    assert build.find_library() == other
+
+
+def test_without_a_home_there_is_no_cache(monkeypatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert user_cache.cache_folder() is None
+    assert len(build.library_folders()) == 1
 
 
 @needs_compiler
@@ -128,7 +149,11 @@ def test_the_wheel_holds_the_package_and_its_compiled_core(tmp_path: Path) -> No
     assert Path(library).is_relative_to(tmp_path / "site") and kernels == "plain"
 
 
-def test_without_a_compiler_the_wheel_is_pure(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiler", ["none", "broken"])
+def test_without_a_compiler_that_works_the_wheel_is_pure(tmp_path: Path, compiler: str) -> None:
+    if compiler == "broken":
+        (tmp_path / "c++").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "c++").chmod(0o755)
     wheel = build_wheel(tmp_path, str(tmp_path))
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:

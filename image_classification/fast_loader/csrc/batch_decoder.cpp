@@ -3,6 +3,7 @@
 #include "batch_decoder.h"
 
 #include <cerrno>
+#include <chrono>
 #include <memory>
 #include <new>
 
@@ -43,9 +44,10 @@ void BatchDecoder::submit(Batch& batch) {
     work_.notify_all();
 }
 
-void BatchDecoder::wait(Batch& batch) {
+bool BatchDecoder::wait(Batch& batch, int milliseconds) {
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [&] { return batch.finished == batch.images.size() || closing_; });
+    return done_.wait_for(lock, std::chrono::milliseconds(milliseconds),
+                          [&] { return batch.finished == batch.images.size() || closing_; });
 }
 
 // Reads as much of the file as tells the size.
@@ -70,7 +72,10 @@ Status BatchDecoder::start(Image& image, CropDecoder& decoder, ByteBuffer& file)
         size_t size = 0;
         const Status status = read_file(image.path, kMaxFileBytes, file, size);
         image.error = status == Status::kCannotRead ? errno : 0;
-        return status == Status::kOk ? decoder.start(file.data(), size, image.request) : status;
+        if (status != Status::kOk) return status;
+        const Status started = decoder.start(file.data(), size, image.request);
+        file.shrink();
+        return started;
     } catch (const std::bad_alloc&) {
         return Status::kOutOfMemory;
     }

@@ -51,8 +51,8 @@ public:
     // Queues the current stage of a batch; stages are worked on in the order of their submission.
     void submit(Batch& batch);
 
-    // Waits for the end of the submitted stage.
-    void wait(Batch& batch);
+    // Waits for the end of the submitted stage. Returns whether it has come in time.
+    bool wait(Batch& batch, int milliseconds);
 
 private:
     struct Task {

@@ -8,7 +8,7 @@
 
 namespace fast_loader {
 
-// Memory that only grows and is not cleared: both cost as much as reading the file into it.
+// Memory that is kept from file to file and not cleared: both would cost as much as reading the file.
 class ByteBuffer {
 public:
     // Makes room for `size` bytes; what was there is lost where it has to grow.
@@ -21,11 +21,20 @@ public:
         capacity_ = capacity;
     }
 
+    // Gives the memory back where a large file has made it larger than nearly all need.
+    void shrink() {
+        if (capacity_ <= kUsual) return;
+        bytes_.reset();
+        capacity_ = 0;
+    }
+
     uint8_t* data() { return bytes_.get(); }
     const uint8_t* data() const { return bytes_.get(); }
     size_t capacity() const { return capacity_; }
 
 private:
+    static constexpr size_t kUsual = size_t{4} << 20;
+
     std::unique_ptr<uint8_t[]> bytes_;
     size_t capacity_ = 0;
 };

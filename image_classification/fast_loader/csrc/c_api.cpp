@@ -45,7 +45,7 @@ Batch* make_batch(int64_t count, const int64_t* offsets, Fill fill) {
 
 }  // namespace
 
-int32_t fast_loader_version() { return 2; }
+int32_t fast_loader_version() { return 3; }
 
 const char* fast_loader_kernels() {
     static const std::string names = [] {
@@ -90,15 +90,16 @@ Batch* fast_loader_load_bytes(BatchDecoder* decoder, int64_t count, const uint8_
     return batch;
 }
 
-void fast_loader_wait(BatchDecoder* decoder, Batch* batch, int32_t* widths, int32_t* heights,
-                      int32_t* statuses, int32_t* errors) {
-    decoder->wait(*batch);
+int32_t fast_loader_wait(BatchDecoder* decoder, Batch* batch, int32_t milliseconds,
+                         int32_t* widths, int32_t* heights, int32_t* statuses, int32_t* errors) {
+    if (!decoder->wait(*batch, milliseconds)) return 0;
     for (const Image& image : batch->images) {
         *widths++ = image.width;
         *heights++ = image.height;
         *statuses++ = static_cast<int32_t>(image.status);
         *errors++ = image.error;
     }
+    return 1;
 }
 
 void fast_loader_decode(BatchDecoder* decoder, Batch* batch, const FastLoaderCrop* crops,

@@ -44,9 +44,11 @@ FAST_LOADER_API fast_loader::Batch* fast_loader_load_bytes(fast_loader::BatchDec
                                                            const int64_t* offsets);
 
 // Waits for the current stage and tells each image's size (after loading), status and errno.
-FAST_LOADER_API void fast_loader_wait(fast_loader::BatchDecoder* decoder,
-                                      fast_loader::Batch* batch, int32_t* widths, int32_t* heights,
-                                      int32_t* statuses, int32_t* errors);
+// Returns 0 if it has not ended after so many milliseconds: nothing is told then.
+FAST_LOADER_API int32_t fast_loader_wait(fast_loader::BatchDecoder* decoder,
+                                         fast_loader::Batch* batch, int32_t milliseconds,
+                                         int32_t* widths, int32_t* heights, int32_t* statuses,
+                                         int32_t* errors);
 
 // Starts to decode a loaded batch into output, uint8 [count, height, width, 3]. Images whose skip
 // is not 0 are left out. Nothing else may touch output until fast_loader_wait has returned.

@@ -256,7 +256,7 @@ void CropDecoder::write_lines() {
             const int count = plane.lines->count[at];
             if (plane.lines->first[at] + count > plane.lines_done) return;
             inputs[i] = {nullptr, &plane.lines->weights[at * static_cast<size_t>(
-                                      plane.lines->stride)], count};
+                                      plane.lines->stride)], count, plane.lines->halved};
         }
         size_t used = 0;
         for (int i = 0; i < header_.num_components; ++i) {

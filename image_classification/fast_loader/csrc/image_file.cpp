@@ -18,7 +18,8 @@ namespace {
 // Closes on every way out.
 class File {
 public:
-    explicit File(const char* path) : descriptor_(open(path, O_RDONLY | O_CLOEXEC)) {}
+    // Without O_NONBLOCK the opening of a pipe waits for somebody who writes to it.
+    explicit File(const char* path) : descriptor_(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {}
     ~File() {
         if (descriptor_ >= 0) close(descriptor_);
     }
@@ -81,7 +82,7 @@ Status read_file(const std::string& path, size_t limit, ByteBuffer& content, siz
     if (file.descriptor() < 0) return Status::kCannotRead;
     struct stat info {};
     if (fstat(file.descriptor(), &info) != 0) return Status::kCannotRead;
-    if (!S_ISREG(info.st_mode)) {  // a pipe could keep a thread waiting for ever
+    if (!S_ISREG(info.st_mode)) {
         errno = S_ISDIR(info.st_mode) ? EISDIR : EINVAL;
         return Status::kCannotRead;
     }

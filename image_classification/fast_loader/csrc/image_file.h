@@ -13,7 +13,7 @@
 namespace fast_loader {
 
 // Larger files are refused: no photograph comes near.
-constexpr int64_t kMaxFileBytes = int64_t{1} << 30;
+constexpr int64_t kMaxFileBytes = int64_t{1} << 28;
 
 // Reads a file, or, for a path of the form <shard>.pack@<offset>+<length>, that part of the shard.
 // Of more than `limit` bytes only so many are read; the system is told that the rest is wanted soon.

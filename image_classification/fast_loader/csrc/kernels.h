@@ -35,6 +35,7 @@ struct TapsView {
     const int32_t* first;
     const int32_t* count;
     const int16_t* weights;
+    bool halved;  // the sum is half of what it should be
 };
 
 // Outputs come in groups of so many; the last one is filled up with outputs of no samples.
@@ -54,6 +55,7 @@ struct LineInputs {
     const int16_t* const* lines;
     const int16_t* weights;
     int count;
+    bool halved;  // as in TapsView
 };
 
 struct Kernels {

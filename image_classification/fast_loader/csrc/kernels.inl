@@ -158,7 +158,7 @@ void resize_columns(const int16_t* strip, int origin, const TapsView& taps, int 
             for (int j = 0; j < taps.count[output]; ++j, sample += I16::kLanes)
                 sum = I16::add_saturated(
                     sum, I16::multiply_high(I16::load(sample), I16::set(weight[j])));
-            r[i] = sum;
+            r[i] = taps.halved ? I16::add_saturated(sum, sum) : sum;
         }
         I16::transpose(r);
         for (int part = 0; part < I16::kParts; ++part) {
@@ -172,7 +172,7 @@ inline I16 weigh_lines(const LineInputs& inputs, int x) {
     for (int j = 0; j < inputs.count; ++j)
         sum = I16::add_saturated(sum, I16::multiply_high(I16::load(inputs.lines[j] + x),
                                                          I16::set(inputs.weights[j])));
-    return sum;
+    return inputs.halved ? I16::add_saturated(sum, sum) : sum;
 }
 
 // ---- colours ----------------------------------------------------------------------------------

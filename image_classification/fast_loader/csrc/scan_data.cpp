@@ -7,6 +7,7 @@
 namespace fast_loader {
 
 Status ScanData::extract(const uint8_t* data, size_t size) {
+    bytes_.shrink();
     bytes_.reserve(size + kScanPadding);
     ends_.clear();
     uint8_t* to = bytes_.data();

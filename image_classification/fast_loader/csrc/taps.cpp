@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 namespace fast_loader {
 
@@ -73,23 +74,35 @@ void gather_samples(const PlaneAxis& plane, PixelWeights& weights, std::vector<d
     weights.values.swap(samples);
 }
 
-// Rounds to fractions of 2^15 whose sum is exactly 1: the largest one takes the rest.
-void quantise(const std::vector<double>& weights, int16_t* quantised) {
-    constexpr int one = 1 << kWeightBits;
+// Rounds to multiples of 1 / one whose sum is exactly 1: the largest one takes the rest. Returns
+// whether all of them fit into 16 bits; a single weight of 1 may be too small by one unit.
+bool quantise(const std::vector<double>& weights, int one, int16_t* quantised) {
+    constexpr int limit = INT16_MAX;
     int rest = one;
     size_t largest = 0;
     for (size_t i = 0; i < weights.size(); ++i) {
-        const int value = static_cast<int>(std::lrint(weights[i] * one));
-        quantised[i] = static_cast<int16_t>(std::min(value, one - 1));
-        rest -= quantised[i];
+        const int value = std::min(static_cast<int>(std::lrint(weights[i] * one)), limit);
+        quantised[i] = static_cast<int16_t>(value);
+        rest -= value;
         if (weights[i] > weights[largest]) largest = i;
     }
-    quantised[largest] = static_cast<int16_t>(std::min(quantised[largest] + rest, one - 1));
+    const int value = quantised[largest] + rest;
+    quantised[largest] = static_cast<int16_t>(std::min(value, limit));
+    return value <= limit + 1;
 }
 
 }  // namespace
 
 void Taps::build(Filter filter, const Stretch& stretch, const PlaneAxis& plane) {
+    halved = false;
+    if (fill(filter, stretch, plane)) return;
+    halved = true;
+    fill(filter, stretch, plane);
+}
+
+bool Taps::fill(Filter filter, const Stretch& stretch, const PlaneAxis& plane) {
+    const int one = 1 << (kWeightBits - (halved ? 1 : 0));
+    bool fits = true;
     outputs = stretch.outputs;
     const double step = std::max((stretch.end - stretch.begin) / outputs, 1.0);
     stride = static_cast<int>(std::ceil(filter_support(filter) * step)) * 2 + 3;
@@ -107,12 +120,13 @@ void Taps::build(Filter filter, const Stretch& stretch, const PlaneAxis& plane) 
         const auto at = static_cast<size_t>(stretch.mirrored ? outputs - 1 - i : i);
         first[at] = pixels.first;
         count[at] = static_cast<int32_t>(pixels.values.size());
-        quantise(pixels.values, &weights[at * static_cast<size_t>(stride)]);
+        fits &= quantise(pixels.values, one, &weights[at * static_cast<size_t>(stride)]);
         begin = std::min(begin, pixels.first);
         end = std::max(end, pixels.first + count[at]);
     }
     // Where nothing is needed the place must still lie within the samples.
     std::fill(first.begin() + outputs, first.end(), begin);
+    return fits;
 }
 
 }  // namespace fast_loader

@@ -37,12 +37,20 @@ struct Taps {
     int begin = 0, end = 0;  // samples that any output needs
     std::vector<int32_t> first, count;
     std::vector<int16_t> weights;
+    // The weights are in units of 2^-14 instead of 2^-15: beside an edge a bicubic one can exceed 1.
+    bool halved = false;
 
-    TapsView view() const { return {outputs, stride, first.data(), count.data(), weights.data()}; }
+    TapsView view() const {
+        return {outputs, stride, first.data(), count.data(), weights.data(), halved};
+    }
 
     // Computes the weights. Pixels between two samples are interpolated as libjpeg does, so that
     // the sum over samples equals the sum over pixels.
     void build(Filter filter, const Stretch& stretch, const PlaneAxis& plane);
+
+private:
+    // Returns whether all weights fit into their 16 bits.
+    bool fill(Filter filter, const Stretch& stretch, const PlaneAxis& plane);
 };
 
 }  // namespace fast_loader
