@@ -96,11 +96,11 @@ Status CropDecoder::plan(const CropRequest& request) {
 }
 
 // A crop that is much larger than the output is decoded at a fraction of its size: the resize then
-// still averages at least two samples each way, and nobody sees the difference.
+// still averages at least three samples each way, and the difference is below that of rounding.
 void CropDecoder::build_taps(const CropRequest& request) {
     const double gap = std::min((request.right - request.left) / request.width,
                                 (request.bottom - request.top) / request.height);
-    reduction_ = gap >= 16.0 ? 8 : gap >= 8.0 ? 4 : gap >= 4.0 ? 2 : 1;
+    reduction_ = gap >= 24.0 ? 8 : gap >= 12.0 ? 4 : gap >= 6.0 ? 2 : 1;
     const double scale = 1.0 / reduction_;
     const auto low = [&](int bound) { return bound / reduction_; };
     const auto high = [&](int bound) { return ceil_div(bound, reduction_); };
