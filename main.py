@@ -608,7 +608,8 @@ def run_seed(
             cleanup.callback(loader.close)
         logger.parameters({**vars(args), "seed": state.seed, "num_classes": splits.num_classes,
                            "processes": launch.world_size, "device_name": device.name,
-                           "torch": torch.__version__})
+                           "device_type": device.type, "torch": torch.__version__,
+                           "amp_type": str(state.amp_dtype or "FP32").removeprefix("torch.")})
         about = f"{launch.world_size} x {device}, {precision}, seed {state.seed}"
         for note in [*notes, about, f"workspace {state.workspace}", *splits.warnings]:
             logger.message(note)

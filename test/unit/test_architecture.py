@@ -26,7 +26,7 @@ LEVELS: dict[int, set[str]] = {
     2: {"checkpoint", "pretrained", "loader_worker", "pytorch_loader", "synthetic_loader",
         "fast_loader", "dali_loader", "resident_loader", "dataloaders", "workspace"},
     3: {"training", "validation", "inference", "failures", "dataset_tools",
-        "data_sources"},
+        "data_sources", "report"},
     4: {"main", "classify", "checkpoint2model", "multiproc", "setup"},
 }  # fmt: skip
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
@@ -35,7 +35,8 @@ PACKAGE = sorted((ROOT / "image_classification").glob("*.py"))
 PACKAGE += sorted((ROOT / "image_classification/fast_loader").glob("[a-z]*.py"))
 # Started with python -m.
 COMMANDS = [
-    ROOT / "image_classification" / name for name in ("dataset_tools.py", "fast_loader/build.py")
+    ROOT / "image_classification" / name
+    for name in ("dataset_tools.py", "report.py", "fast_loader/build.py")
 ]
 ENTRIES = sorted(ROOT.glob("*.py"))
 MODULES = [*PACKAGE, *sorted((ROOT / "models").glob("*.py")), *ENTRIES]

@@ -19,7 +19,7 @@ import classify
 import main
 import multiproc
 from benchmarks import loader, train_step
-from image_classification import dataset_tools, errors
+from image_classification import dataset_tools, errors, report
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.logger import METRICS
 from models import model_names
@@ -27,7 +27,7 @@ from models import model_names
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8").replace("\\|", "|")
 PAGES = {"README.md": README} | {
-    name: (ROOT / name).read_text("utf-8") for name in ("CONTRIBUTING.md", "docs/data-loading.md")
+    name: (ROOT / name).read_text("utf-8") for name in ("CONTRIBUTING.md", "docs/data-loading.md", "docs/cifar.md")
 }
 ORIGINALS = "Commands of the originals and their form here"
 
@@ -39,6 +39,7 @@ PARSERS: dict[str, argparse.ArgumentParser] = {
     "benchmarks/train_step.py": train_step.build_parser(),
     "benchmarks/loader.py": loader.build_parser(),
     "image_classification.dataset_tools": dataset_tools.build_parser(),
+    "image_classification.report": report.build_parser(),
 }
 # Options of other programs: docker build and run, srun.
 FOREIGN = {
@@ -245,7 +246,7 @@ def check_script(script: str, arguments: list[str]) -> None:
         infer = ["--evaluate", "--resume", "x"] if script.endswith("_Infer.sh") else []
         check_main(["DIR", *infer, *flags])
     else:
-        used = {word for word in arguments if word.startswith("--")}
+        used = {word.split("=")[0] for word in arguments if word.startswith("--")}
         assert used <= script_options(script), (script, used)
 
 

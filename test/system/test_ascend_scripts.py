@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""The acceptance scripts of the Ascend document: results, weights, exit codes, signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cifar_archives import write_cifar100
+from runs import ROOT, environment
+
+SCRIPTS = sorted(path.name for path in (ROOT / "test").glob("train_*.sh"))
+SMALL = ("--arch", "resnet18_cifar", "--epochs", "1", "-p", "1", "--seed", "3")
+
+
+@dataclass
+class Device:
+    """A folder of results of its own below test/output, and a small data set."""
+
+    name: str
+    data: Path
+
+    @property
+    def output(self) -> Path:
+        return ROOT / "test" / "output" / self.name
+
+    def command(self, script: str, *flags: str) -> list[str]:
+        return ["bash", f"./test/{script}", f"--data_path={self.data}", *SMALL, *flags]
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        return environment(ASCEND_DEVICE_ID=self.name, DEVICE="cpu", PYTHON=sys.executable, **extra)
+
+    def run(self, script: str, *flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(script, *flags), cwd=ROOT, env=self.environment(**extra),
+            capture_output=True, text=True, timeout=250,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    write_cifar100(tmp_path, train=40, val=12)
+    made = Device(f"test-{os.getpid()}", tmp_path)
+    before = set(ROOT.glob("*.pth.tar"))
+    yield made
+    shutil.rmtree(made.output, ignore_errors=True)
+    for path in set(ROOT.glob("*.pth.tar")) - before:
+        path.unlink()
+
+
+def test_results_are_where_the_document_says(device: Device) -> None:
+    done = device.run("train_performance_1p.sh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    block = re.search(
+        r"^-{18} Final result -{18}\nFinal Performance images/sec : [0-9.]+\n"
+        r"Final Train Accuracy : [0-9.]+\nE2E Training Duration sec : [0-9]+$",
+        done.stdout, re.MULTILINE,
+    )  # fmt: skip
+    case = "Resnet50_cifar_for_PyTorch_bs16_1p_perf"
+    assert block is not None
+    assert block.group() in (device.output / f"train_{device.name}.log").read_text()
+    keys = [line.split(" = ")[0] for line in (device.output / f"{case}.log").open()]
+    assert keys == ["Network", "RankSize", "BatchSize", "DeviceType", "CaseName", "ActualFPS",
+                    "TrainingTime", "TrainAccuracy", "ActualLoss", "E2ETrainingTime"]  # fmt: skip
+    weights = ROOT / f"{case}.pth.tar"
+    assert weights.read_bytes() == (device.output / case / "checkpoint.pth.tar").read_bytes()
+    # A second run keeps the first one's results; a failing one says so.
+    failed = device.run("train_performance_1p.sh", "--epochs", "0")
+    assert failed.returncode == 2 and "--epochs 0: must be at least 1" in failed.stdout
+    assert "the training failed with exit code 2" in failed.stderr
+    assert "Final" not in failed.stdout
+    (earlier,) = (device.output / "earlier").iterdir()
+    assert sorted(path.name for path in earlier.iterdir()) == [
+        case, f"{case}.log", f"train_{device.name}.log"
+    ]  # fmt: skip
+
+
+def test_several_processes(device: Device) -> None:
+    done = device.run("train_full_8p.sh", NPROC="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    case = "Resnet50_cifar_for_PyTorch_bs32_2p_acc"
+    assert "RankSize = 2" in (device.output / f"{case}.log").read_text()
+    report = (device.output / f"train_{case}_perf_report.log").read_text()
+    assert "training average images/sec : " in report
+
+
+def test_signals_reach_the_training(device: Device) -> None:
+    process = subprocess.Popen(
+        device.command("train_full_1p.sh", "--epochs", "500"), cwd=ROOT,
+        env=device.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while "Epoch: 0 Iteration: 1" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "the training failed with exit code 143" in errors
+    left = subprocess.run(["pgrep", "-f", str(device.output)], capture_output=True, text=True)
+    assert left.stdout == ""
+
+
+def test_there_are_twelve_and_all_say_how_they_are_used() -> None:
+    assert len(SCRIPTS) == 12
+    for script in SCRIPTS:
+        done = subprocess.run(
+            ["bash", f"./test/{script}", "-h"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (
+            done.returncode == 0 and f"usage: bash test/{script} [--data_path=DIR]" in done.stdout
+        )
+    done = subprocess.run(
+        ["bash", "./test/train_full_1p.sh", "--data_path"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "--data_path needs a folder" in done.stderr
