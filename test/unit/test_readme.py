@@ -27,7 +27,8 @@ from models import model_names
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8").replace("\\|", "|")
 PAGES = {"README.md": README} | {
-    name: (ROOT / name).read_text("utf-8") for name in ("CONTRIBUTING.md", "docs/data-loading.md", "docs/cifar.md")
+    name: (ROOT / name).read_text("utf-8")
+    for name in ("CONTRIBUTING.md", "docs/data-loading.md", "docs/cifar.md")
 }
 ORIGINALS = "Commands of the originals and their form here"
 
