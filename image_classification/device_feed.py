@@ -27,21 +27,27 @@ class DeviceFeeder:
         device: The device.
         dtype: Type of the images on the device.
         memory_format: torch.contiguous_format or torch.channels_last.
+
+    Attributes:
+        dtype: As given.
+        memory_format: As given.
+        scale: float32 [1, 3, 1, 1] on the device; a normalised value is byte * scale + shift.
+        shift: Likewise.
     """
 
     def __init__(
         self, device: Device, *, dtype: torch.dtype, memory_format: torch.memory_format
     ) -> None:
         self._device = device
-        self._dtype = dtype
-        self._memory_format = memory_format
+        self.dtype = dtype
+        self.memory_format = memory_format
         self._stream = device.side_stream()
         # (x - mean) / std as x * scale + shift. Two roundings in float32 instead of three, the same
         # on every device, since product and sum are separate operations.
         mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor(IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
-        self._scale = (1.0 / std).float().to(device.torch_device)
-        self._shift = (-mean / std).float().to(device.torch_device)
+        self.scale = (1.0 / std).float().to(device.torch_device)
+        self.shift = (-mean / std).float().to(device.torch_device)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise images with the ImageNet mean and standard deviation.
@@ -54,9 +60,9 @@ class DeviceFeeder:
         """
         images = images.to(self._device.torch_device, non_blocking=True)
         # Reordered while a pixel is still one byte; for channels_last this is only a view.
-        images = images.permute(0, 3, 1, 2).contiguous(memory_format=self._memory_format)
-        normalized = images.to(torch.float32).mul_(self._scale).add_(self._shift)
-        return normalized.to(self._dtype)
+        images = images.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+        normalized = images.to(torch.float32).mul_(self.scale).add_(self.shift)
+        return normalized.to(self.dtype)
 
     def __call__(
         self, batches: Iterable[Batch], copied: Callable[[Any | None], None] | None = None

@@ -23,6 +23,7 @@ from image_classification.augmentation import (
 )
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.device_feed import Batch, DeviceFeeder
+from image_classification.fast_loader.native import load_core, small_crops
 from image_classification.pixel_index import PixelIndex
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ class ResidentLoader(ScheduledLoader):
         self._mean = torch.tensor(np.rint(IMAGENET_MEAN), dtype=torch.uint8, device=self._place)
         self._labels = torch.from_numpy(index.labels).to(self._place)
         rows, columns = torch.arange(side), torch.arange(side)
+        # On a CPU the compiled core does in one pass what takes several of torch's.
+        on_host = self._device.type == "cpu" and load_core() is not None
+        self._small_crops = small_crops if on_host else None
         self._grids = torch.stack([
             rows[:, None] * self._padded_side + columns,
             rows[:, None] * self._padded_side + columns.flip(0),
@@ -88,17 +92,18 @@ class ResidentLoader(ScheduledLoader):
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the epoch; after its last batch the next epoch is the position."""
         if self._place == self._device:
-            for images, target in self._batches():
-                yield self._feeder.normalize(images), target
+            for plan in self._plans():
+                yield self._images(plan), self._labels[plan[:, 0]]
         else:
-            yield from self._feeder(self._batches())
+            crops = ((self._crops(plan), self._labels[plan[:, 0]]) for plan in self._plans())
+            yield from self._feeder(crops)
         self._schedule.advance()
 
     def close(self) -> None:
         """Nothing to stop."""
 
-    def _batches(self) -> Iterator[Batch]:
-        """uint8 [B, S, S, 3] and int64 [B] where the images lie; the draws of the epoch at once."""
+    def _plans(self) -> Iterator[torch.Tensor]:
+        """What each batch shows, int64 [B, 6] where the images lie; drawn for the epoch at once."""
         parts = list(self._schedule)
         if not parts:
             return
@@ -108,9 +113,24 @@ class ResidentLoader(ScheduledLoader):
         rows = torch.from_numpy(plan).to(self._place)
         start = 0
         for part in parts:
-            batch = rows[start : start + len(part)]
+            yield rows[start : start + len(part)]
             start += len(part)
-            yield self._crops(batch), self._labels[batch[:, 0]]
+
+    def _images(self, plan: torch.Tensor) -> torch.Tensor:
+        """Normalised images of a part of the plan, on the device."""
+        feeder, side = self._feeder, self._preset.image_size
+        if self._small_crops is None or feeder.dtype != torch.float32:
+            return feeder.normalize(self._crops(plan))
+        images = torch.empty(
+            (len(plan), 3, side, side), dtype=torch.float32, memory_format=feeder.memory_format
+        )
+        self._small_crops(
+            self._pixels.view(-1, self._padded_side, self._padded_side).numpy(), plan.numpy(),
+            images.numpy(), cutout=self._preset.cutout, mean=_as_pixel(self._mean),
+            scale=feeder.scale.flatten().numpy(), shift=feeder.shift.flatten().numpy(),
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return images
 
     def _crops(self, plan: torch.Tensor) -> torch.Tensor:
         """The images of a part of the plan, int64 [B, 6], as uint8 [B, S, S, 3]."""
@@ -134,9 +154,14 @@ class ResidentLoader(ScheduledLoader):
         return torch.where(hole, self._mean, crops)
 
 
+def _as_pixel(colour: torch.Tensor) -> int:
+    """A colour, uint8 [3], as the number that `_pad` makes of it."""
+    return int.from_bytes(bytes(colour.tolist()), "little")
+
+
 def _pad(images: np.ndarray, padding: int) -> torch.Tensor:
     """uint8 [N, S, S, 3] as int32 [N * P * P], a pixel each, with black around every image."""
     count, side = images.shape[:2]
     padded = np.zeros((count, side + 2 * padding, side + 2 * padding, 4), dtype=np.uint8)
     padded[:, padding : padding + side, padding : padding + side, :3] = images
-    return torch.from_numpy(padded.view(np.int32).reshape(-1))
+    return torch.from_numpy(padded.view("<i4").astype(np.int32, copy=False).reshape(-1))

@@ -20,7 +20,7 @@ from image_classification.errors import DataError
 from image_classification.fast_loader.build import find_library
 
 # What csrc/c_api.h says of itself.
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 # Without an image for so long the storage hangs.
 STORAGE_TIMEOUT_S = 300
 _ABANDON_S = 5
@@ -75,6 +75,11 @@ def _open_library(path: Path) -> Any | None:
         "wait": (integer, [pointer, pointer, integer] + [pointer] * 4),
         "decode": (None, [pointer] * 4 + [integer, integer, pointer]),
         "free": (None, [pointer]),
+        "small_crops": (
+            integer,
+            [pointer, long, integer, pointer, long, integer, integer, ctypes.c_uint32, pointer,
+             pointer, integer, integer, pointer],
+        ),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(core, f"fast_loader_{name}")
@@ -86,6 +91,55 @@ def kernel_names() -> list[str]:
     """The instruction sets that the core can use on this processor, the fastest one first."""
     core = load_core()
     return [] if core is None else core.fast_loader_kernels().decode().split()
+
+
+def small_crops(
+    pixels: NDArray[np.int32],
+    plan: NDArray[np.int64],
+    output: NDArray[np.float32],
+    *,
+    cutout: int,
+    mean: int,
+    scale: NDArray[np.float32],
+    shift: NDArray[np.float32],
+    threads: int,
+) -> None:
+    """Cut a batch out of small images in memory, flip and normalise it, in one pass.
+
+    Args:
+        pixels: int32 [N, P, P], images with their border; red is in the lowest byte of a pixel.
+        plan: int64 [B, 6]: image, top, left, flipped, and row and column of the cutout's centre.
+        output: float32 [B, 3, S, S], contiguous or channels last; overwritten.
+        cutout: Side of the square that gets the colour `mean`; 0: none.
+        mean: A pixel.
+        scale: float32 [3]; a value is byte * scale + shift, rounded after each operation.
+        shift: float32 [3].
+        threads: At most so many work, >= 1.
+
+    Raises:
+        RuntimeError: The core is not built.
+        ValueError: Shapes or types do not fit, or the plan reaches outside.
+    """
+    if (core := load_core()) is None:
+        raise RuntimeError("the fast loader is not built")
+    last = output.transpose(0, 2, 3, 1).flags.c_contiguous and not output.flags.c_contiguous
+    fits = (
+        pixels.dtype == np.int32 and pixels.ndim == 3 and pixels.shape[1] == pixels.shape[2]
+        and plan.dtype == np.int64 and plan.shape == (len(output), 6)
+        and output.dtype == np.float32 and output.shape[1:] == (3, *output.shape[2:3] * 2)
+        and (last or output.flags.c_contiguous)
+        and all(part.dtype == np.float32 and part.shape == (3,) for part in (scale, shift))
+        and all(part.flags.c_contiguous for part in (pixels, plan, scale, shift))
+    )  # fmt: skip
+    if not fits or not core.fast_loader_small_crops(
+        pixels.ctypes.data, len(pixels), pixels.shape[1], plan.ctypes.data, len(plan),
+        output.shape[2], cutout, mean, scale.ctypes.data, shift.ctypes.data, last, threads,
+        output.ctypes.data,
+    ):  # fmt: skip
+        raise ValueError(
+            f"small_crops: plan {plan.shape}, output {output.shape} and pixels {pixels.shape} do "
+            "not fit together"
+        )
 
 
 class NativeDecoder:

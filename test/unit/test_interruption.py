@@ -5,10 +5,19 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from image_classification.interruption import Interruption
+
+
+@pytest.fixture(autouse=True)
+def default_handler() -> Iterator[None]:
+    """A shell that runs the tests in the background makes them ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_first_signal_is_answered_by_check_and_the_second_at_once() -> None:

@@ -14,6 +14,7 @@ from loader_helpers import StreamDevice, make
 from numpy.typing import NDArray
 from PIL import Image
 
+from image_classification import resident_loader
 from image_classification.augmentation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -23,6 +24,7 @@ from image_classification.augmentation import (
     epoch_order,
 )
 from image_classification.datasets import load_splits
+from image_classification.fast_loader.native import load_core, small_crops
 from image_classification.pixel_index import PixelIndex
 from image_classification.small_images import into_memory
 
@@ -124,6 +126,42 @@ def test_validation_on_ranks_without_images(index) -> None:
     assert seen == [[0] * 13, [1] * 13]
     last = make(index, EVAL, backend="resident", batch_size=26, rank=1, world_size=2)
     assert list(last) == []
+
+
+@pytest.mark.skipif(load_core() is None, reason="the core is not built")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("cutout", [0, 5])
+def test_the_compiled_core_gives_the_same_bits(index, layout, cutout: int, monkeypatch) -> None:
+    preset = ShiftPreset(SIDE, padding=3, cutout=cutout)
+    options = {"backend": "resident", "batch_size": 12, "global_batch": 12, "memory_format": layout}
+    compiled, _ = read(make(index, preset, **options))
+    monkeypatch.setattr(resident_loader, "load_core", lambda: None)
+    assert torch.equal(compiled, read(make(index, preset, **options))[0])
+
+
+@pytest.mark.skipif(load_core() is None, reason="the core is not built")
+def test_the_core_refuses_what_lies_outside() -> None:
+    pixels, plan = np.zeros((2, 8, 8), np.int32), np.zeros((1, 6), np.int64)
+    output, one = np.zeros((1, 3, 6, 6), np.float32), np.ones(3, np.float32)
+    options = {"cutout": 0, "mean": 0, "scale": one, "shift": one, "threads": 1}
+    small_crops(pixels, plan, output, **options)
+    assert (output == 1).all()
+    for column, value in ((0, 2), (0, -1), (1, 3), (1, -1), (2, 3), (2, 2**62)):
+        wrong = plan.copy()
+        wrong[0, column] = value
+        with pytest.raises(ValueError, match="do not fit"):
+            small_crops(pixels, wrong, output, **options)
+    for wrong_output in (
+        output[:, :2],
+        output.astype(np.float64),
+        output[:, :, :5],
+        output[..., ::2],
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            small_crops(pixels, plan, wrong_output, **options)
+    for far in ((5, 5), (0, 0), (-100, 2**40)):
+        plan[0, 4:] = far
+        small_crops(pixels, plan, output, **{**options, "cutout": 4})
 
 
 def test_types_and_memory_formats(index) -> None:

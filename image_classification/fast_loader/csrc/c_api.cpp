@@ -9,6 +9,7 @@
 
 #include "batch_decoder.h"
 #include "kernels.h"
+#include "small_images.h"
 
 using fast_loader::Batch;
 using fast_loader::BatchDecoder;
@@ -45,7 +46,7 @@ Batch* make_batch(int64_t count, const int64_t* offsets, Fill fill) {
 
 }  // namespace
 
-int32_t fast_loader_version() { return 3; }
+int32_t fast_loader_version() { return 4; }
 
 const char* fast_loader_kernels() {
     static const std::string names = [] {
@@ -126,6 +127,27 @@ void fast_loader_decode(BatchDecoder* decoder, Batch* batch, const FastLoaderCro
     }
     batch->decoding = true;
     decoder->submit(*batch);
+}
+
+int32_t fast_loader_small_crops(const uint32_t* pixels, int64_t images, int32_t table_side,
+                                const int64_t* plan, int64_t count, int32_t side, int32_t cutout,
+                                uint32_t mean, const float* scale, const float* shift,
+                                int32_t channels_last, int32_t threads, float* output) {
+    fast_loader::CropFormat format;
+    format.side = side;
+    format.cutout = cutout;
+    format.mean = mean;
+    for (int i = 0; i < 3; ++i) {
+        format.scale[i] = scale[i];
+        format.shift[i] = shift[i];
+    }
+    format.channels_last = channels_last != 0;
+    static_assert(sizeof(fast_loader::CropPlan) == 6 * sizeof(int64_t));
+    return fast_loader::small_crops({pixels, images, table_side},
+                                    reinterpret_cast<const fast_loader::CropPlan*>(plan), count,
+                                    format, threads, output)
+               ? 1
+               : 0;
 }
 
 void fast_loader_free(Batch* batch) { delete batch; }

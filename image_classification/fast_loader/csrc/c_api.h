@@ -57,5 +57,12 @@ FAST_LOADER_API void fast_loader_decode(fast_loader::BatchDecoder* decoder,
                                         const uint8_t* skip, int32_t width, int32_t height,
                                         uint8_t* output);
 
+// Crops of small images in memory, see small_images.h: `images` of them with table_side each, and
+// six numbers of plan for each of `count` crops. Returns 0 where a plan reaches outside.
+FAST_LOADER_API int32_t fast_loader_small_crops(
+    const uint32_t* pixels, int64_t images, int32_t table_side, const int64_t* plan, int64_t count,
+    int32_t side, int32_t cutout, uint32_t mean, const float* scale, const float* shift,
+    int32_t channels_last, int32_t threads, float* output);
+
 // Frees a batch whose last stage has been waited for.
 FAST_LOADER_API void fast_loader_free(fast_loader::Batch* batch);

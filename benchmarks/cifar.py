@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Compares CIFAR from memory with torchvision's DataLoader, in one run, in turns.
+
+    python benchmarks/cifar.py                           # the data alone, then a network fed
+    python benchmarks/cifar.py --arch resnet50_cifar --device cuda --batch-size 512
+
+The images are random: what they show does not matter to the speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import environment, measure
+from benchmarks.peers import cifar_loop
+from benchmarks.train_contenders import Setup, build_trainer, finite, set_up
+from image_classification.augmentation import ShiftPreset
+from image_classification.dataloaders import create_loader
+from image_classification.device import DEVICE_TYPES, Device
+from image_classification.pixel_index import PixelIndex
+
+SETTLE_S = 1.0
+PEER, OURS, ALONE = "DataLoader", "resident", "network alone"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Declares the options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
+    add("--arch", default="resnet18_cifar", metavar="NAME", help="default: resnet18_cifar")
+    add("--batch-size", type=int, default=128, metavar="N", help="default: 128")
+    add("--images", type=int, default=50_000, metavar="N", help="default: 50000")
+    add("--workers", type=int, metavar="N", help="of the DataLoader; default: cores")
+    add("--rounds", type=int, default=5, metavar="N", help="default: 5")
+    add("--steps", type=int, default=60, metavar="N", help="batches, data alone; default: 60")
+    add("--train-steps", type=int, default=4, metavar="N", help="steps, network; default: 4")
+    add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
+    return parser
+
+
+def make_index(count: int) -> PixelIndex:
+    """Random images of 10 classes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    classes = [str(label) for label in range(10)]
+    labels = rng.integers(0, 10, count)
+    return PixelIndex(Path("random"), labels, classes, images, "train", "cifar")
+
+
+def resident_batches(
+    index: PixelIndex, device: Device, batch_size: int, setup: Setup | None
+) -> Iterator[Any]:
+    """Endless batches of this package's loader."""
+    options: dict[str, Any] = {}
+    if setup is not None:
+        options = {"memory_format": setup.memory_format}
+        options |= {} if setup.amp_dtype is None else {"dtype": setup.amp_dtype}
+    loader = create_loader(
+        "resident", index, ShiftPreset(), device=device, batch_size=batch_size,
+        global_batch=batch_size, **options,
+    )  # fmt: skip
+    while True:
+        yield from loader
+
+
+class DataRunner:
+    """Takes batches.
+
+    Args:
+        batches: Endless.
+        batch_size: Images of a batch.
+    """
+
+    def __init__(self, batches: Iterator[Any], batch_size: int) -> None:
+        self._batches, self._batch_size = batches, batch_size
+        next(batches)  # what cannot run says so here
+
+    def run(self, steps: int) -> int:
+        """Take batches; returns their images."""
+        for _ in range(steps):
+            next(self._batches)
+        return steps * self._batch_size
+
+    def facts(self) -> dict[str, float]:
+        """Nothing to add; worker processes get time to finish before another one's turn."""
+        time.sleep(SETTLE_S)
+        return {}
+
+
+class TrainRunner:
+    """This package's training step of `--amp`, on what it is fed.
+
+    Args:
+        arch: Name of the network.
+        device: The device.
+        setup: Precision and layout; its batch is trained on where there are no others.
+        batches: Endless, None for one batch that is on the device.
+    """
+
+    def __init__(
+        self, arch: str, device: Device, setup: Setup, batches: Iterator[Any] | None
+    ) -> None:
+        self._trainer = build_trainer(arch, device, setup)
+        self._setup, self._batches, self._device = setup, batches, device
+        self._batch_size = len(setup.target)
+
+    def run(self, steps: int) -> int:
+        """Train; returns the images."""
+        for _ in range(steps):
+            images, target = self._setup.images, self._setup.target % 10
+            if self._batches is not None:
+                images, target = next(self._batches)
+                images = images.to(
+                    self._device.torch_device, self._setup.images.dtype,
+                    memory_format=self._setup.memory_format, non_blocking=True,
+                )  # fmt: skip
+                target = target.to(self._device.torch_device, non_blocking=True)
+            self._trainer.train_step(images, target)
+        return steps * self._batch_size
+
+    def facts(self) -> dict[str, float]:
+        """The mean loss since the last call."""
+        sums = self._trainer._read_sums()
+        time.sleep(SETTLE_S)
+        return {"loss": finite(sums.loss / max(sums.images, 1))}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; prints tables and writes one JSON file."""
+    args = build_parser().parse_args(argv)
+    device, size = Device.select(args.device), args.batch_size
+    workers = args.workers or len(os.sched_getaffinity(0))
+    described = environment.capture(device)
+    print(environment.text(described), file=sys.stderr)
+    index = make_index(args.images)
+    setup = set_up(device, 32, size, amp=True)
+
+    def peer() -> Iterator[Any]:
+        return cifar_loop.batches(index.images, index.labels, size, workers)
+
+    def ours() -> Iterator[Any]:
+        return resident_batches(index, device, size, setup)
+
+    processes = f"{workers} processes"
+    data = [
+        measure.Contender(PEER, processes, lambda: DataRunner(peer(), size)),
+        measure.Contender(OURS, "in memory", lambda: DataRunner(ours(), size)),
+    ]
+    trained = [
+        measure.Contender(ALONE, args.arch, lambda: TrainRunner(args.arch, device, setup, None)),
+        measure.Contender(OURS, args.arch, lambda: TrainRunner(args.arch, device, setup, ours())),
+        measure.Contender(PEER, args.arch, lambda: TrainRunner(args.arch, device, setup, peer())),
+    ]
+    record: dict[str, Any] = {
+        "benchmark": "cifar", "schema": measure.SCHEMA, "environment": described,
+        "settings": {"arch": args.arch, "batch_size": size, "images": args.images},
+    }  # fmt: skip
+    for name, contenders, steps, lead, baseline in (
+        ("data", data, args.steps, 2 * workers + 2, PEER),
+        ("training", trained, args.train_steps, 2 * workers + 2, ALONE),
+    ):
+        found = measure.compare(
+            contenders, device=device, rounds=args.rounds, steps=steps, warmup=2, lead=lead,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )  # fmt: skip
+        print(f"\n{name}, batch {size}, {device}\n\n" + found.table(baseline))
+        record[name] = [result.record() for result in found.results]
+    path = args.json or measure.result_path("cifar", described["date"][:10], device)
+    measure.write_json(path, record)
+    print(f"written to {path}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
