@@ -23,7 +23,7 @@ from image_classification.augmentation import (
 )
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.device_feed import Batch, DeviceFeeder
-from image_classification.fast_loader.native import load_core, small_crops
+from image_classification.fast_loader.native import MAX_SMALL_SIDE, load_core, small_crops
 from image_classification.pixel_index import PixelIndex
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class ResidentLoader(ScheduledLoader):
         self._padded_side = side + 2 * preset.padding
         pixels = _pad(index.images, preset.padding)
         memory = device.memory()
-        fits = memory is None or pixels.numel() * 4 <= _MEMORY_SHARE * memory.total
+        total = 0 if memory is None else memory.total  # 0: not known
+        fits = total <= 0 or pixels.numel() * 4 <= _MEMORY_SHARE * total
         if not fits:
             self.notes.append(f"{pixels.numel() * 4 / 2**30:.1f} GiB of images stay on the host")
         self._device = device.torch_device
@@ -82,7 +83,8 @@ class ResidentLoader(ScheduledLoader):
         self._labels = torch.from_numpy(index.labels).to(self._place)
         rows, columns = torch.arange(side), torch.arange(side)
         # On a CPU the compiled core does in one pass what takes several of torch's.
-        on_host = self._device.type == "cpu" and load_core() is not None
+        small = self._padded_side <= MAX_SMALL_SIDE
+        on_host = small and self._device.type == "cpu" and load_core() is not None
         self._small_crops = small_crops if on_host else None
         self._grids = torch.stack([
             rows[:, None] * self._padded_side + columns,

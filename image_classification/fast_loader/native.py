@@ -23,6 +23,8 @@ from image_classification.fast_loader.build import find_library
 INTERFACE_VERSION = 4
 # Without an image for so long the storage hangs.
 STORAGE_TIMEOUT_S = 300
+# kMaxSide in csrc/small_images.cpp.
+MAX_SMALL_SIDE = 256
 _ABANDON_S = 5
 _POLL_MS = 500
 
