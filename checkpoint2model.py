@@ -12,7 +12,7 @@ import os
 import sys
 
 from image_classification.atomic_file import atomic_file
-from image_classification.errors import CheckpointError, UsageError, UserError
+from image_classification.errors import CheckpointError, UsageError, UserError, tell
 from image_classification.option_parser import OptionParser
 
 
@@ -88,9 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_or_raise(argv)
         print(convert(args.checkpoint_path, args.weight_path, args.ema))
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"checkpoint2model.py: error: {line}", file=sys.stderr)
-        return error.exit_code
+        return tell("checkpoint2model.py", error)
     return 0
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from image_classification.atomic_file import atomic_file
 from image_classification.device import DEVICE_TYPES, import_torch_or_explain
-from image_classification.errors import DataError, UsageError, UserError
+from image_classification.errors import DataError, UsageError, UserError, tell
 from image_classification.option_parser import OptionParser
 from models import find_arch, model_names
 
@@ -281,9 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         run(args)
         sys.stdout.flush()
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"classify.py: error: {line}", file=sys.stderr)
-        return error.exit_code
+        return tell("classify.py", error)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

@@ -23,8 +23,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from image_classification.affinity import MAX_THREADS
 from image_classification.device_table import DEVICE_TABLE
-from image_classification.errors import UsageError, UserError
+from image_classification.errors import UsageError, UserError, tell
 from image_classification.option_parser import OptionParser
 from models import find_arch, model_names
 
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 PACKAGE_ROOT = Path(__file__).resolve().parent
 BEST_NAME = "model_best.pth.tar"
 SAMPLE_PREFIX = "sample:"
-CIFAR_SIDE = 32
 DEFAULT_CROP_SCALE = (0.08, 1.0)
 LARGEST_SEED = 2**63 - 1
 
@@ -382,7 +382,8 @@ def validate_args(args: argparse.Namespace) -> list[str]:
                    "--early-stopping-patience"):
         at_least(option, 1, also=-1)
     at_least("--gather-checkpoints", 0, also=-1)
-    require(args.workers is None or args.workers <= 1024, f"--workers {args.workers}: at most 1024")
+    require(args.workers is None or args.workers <= MAX_THREADS,
+            f"--workers {args.workers}: at most {MAX_THREADS}")
     for option in ("--label-smoothing", "--dropout", "--hflip", "--momentum", "--rmsprop-alpha",
                    "--max-bad"):
         within(option, 0, 1)
@@ -479,29 +480,29 @@ def choose_workspace(args: argparse.Namespace, seed: int | None) -> tuple[Path, 
 
 def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
     """Fills in data set, network and input size: the command line's, the checkpoint's, or ours."""
-    from image_classification import data_sources
+    from image_classification import cifar, data_sources
 
     if args.data_backend == "synthetic" or _is_sample(args.data):
         args.dataset = "folder"
     args.dataset = data_sources.settle_dataset(args.dataset, args.data)
-    cifar = args.dataset != "folder"
+    is_cifar = args.dataset != "folder"
     if saved is not None:
         preset = saved["preprocessing"]["val"]
         args.arch = saved["arch"]
         args.image_size = args.image_size or preset["image_size"]
         args.val_resize = args.val_resize or preset["resize_size"]
         args.interpolation = args.interpolation or preset["interpolation"]
-    args.arch = args.arch or ("resnet50_cifar" if cifar else "resnet50")
+    args.arch = args.arch or ("resnet50_cifar" if is_cifar else "resnet50")
     arch = find_arch(args.arch)
-    args.image_size = args.image_size or (CIFAR_SIDE if cifar else arch.image_size)
-    enlarge = 0 if cifar or arch.small_images else 32
+    args.image_size = args.image_size or (cifar.SIDE if is_cifar else arch.image_size)
+    enlarge = 0 if is_cifar or arch.small_images else 32
     args.val_resize = args.val_resize or args.image_size + enlarge
     args.interpolation = args.interpolation or "bilinear"
     if args.val_resize < args.image_size:
         raise UsageError(f"--val-resize {args.val_resize} is below image size {args.image_size}")
     cropped = tuple(args.crop_scale) != DEFAULT_CROP_SCALE
-    if cifar and ({args.image_size, args.val_resize} != {CIFAR_SIDE} or cropped):
-        raise UsageError(f"{args.dataset} is shown as it is, with {CIFAR_SIDE} pixels: leave "
+    if is_cifar and ({args.image_size, args.val_resize} != {cifar.SIDE} or cropped):
+        raise UsageError(f"{args.dataset} is shown as it is, with {cifar.SIDE} pixels: leave "
                          "--image-size, --val-resize and --crop-scale out")
     if args.batch_size == 1 and args.image_size <= 32 and not (args.evaluate or args.freeze_bn):
         raise UsageError(f"--batch-size 1 leaves BatchNorm one value per channel at image size "
@@ -515,14 +516,18 @@ def shows_small_images(args: argparse.Namespace) -> bool:
         args.data_backend == "auto" and plain and find_arch(args.arch).small_images)
 
 
+def policy(args: argparse.Namespace) -> str | None:
+    """The augmentation policy, None for none."""
+    return None if args.augmentation == "none" else args.augmentation
+
+
 def presets(args: argparse.Namespace) -> tuple[TrainPreset | ShiftPreset, EvalPreset]:
     """How training and validation images are cropped and resized."""
     from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
 
-    policy = None if args.augmentation == "none" else args.augmentation
     train: TrainPreset | ShiftPreset = TrainPreset(
         args.image_size, tuple(args.crop_scale), flip=args.hflip,
-        interpolation=args.interpolation, policy=policy)
+        interpolation=args.interpolation, policy=policy(args))
     if args.data_backend == "resident":
         train = ShiftPreset(args.image_size, args.image_size // 8, args.hflip, args.cutout)
     return train, EvalPreset(args.image_size, args.val_resize, args.interpolation)
@@ -695,7 +700,7 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
 
     args, launch, loaders = state.args, state.launch, {}
     args.data_backend, note = dataloaders.choose_backend(
-        args.data_backend, None if args.augmentation == "none" else args.augmentation,
+        args.data_backend, policy(args),
         state.device.type, in_memory=splits.in_memory, cutout=args.cutout)
     if args.workers is None:
         args.workers = 5 if args.data_backend == "pytorch" else default_threads(
@@ -877,9 +882,7 @@ def main(argv: list[str]) -> int:
         run(*parse_args(argv))
         return 0
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"main.py: error: {line}", file=sys.stderr)
-        return error.exit_code
+        return tell("main.py", error)
     except KeyboardInterrupt:
         print("main.py: interrupted; --resume auto goes on after the last whole epoch",
               file=sys.stderr)

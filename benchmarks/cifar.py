@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
+from benchmarks.loader_contenders import BatchRunner, TrainingRunner, endless, loader_options
 from benchmarks.peers import cifar_loop
-from benchmarks.train_contenders import Setup, build_trainer, finite, set_up
+from benchmarks.train_contenders import Setup, set_up
 from image_classification.augmentation import ShiftPreset
 from image_classification.dataloaders import create_loader
 from image_classification.device import DEVICE_TYPES, Device
 from image_classification.pixel_index import PixelIndex
 
-SETTLE_S = 1.0
 PEER, OURS, ALONE = "DataLoader", "resident", "network alone"
 
 
@@ -60,82 +59,26 @@ def make_index(count: int) -> PixelIndex:
     return PixelIndex(Path("random"), labels, classes, images, "train", "cifar")
 
 
-def resident_batches(
-    index: PixelIndex, device: Device, batch_size: int, setup: Setup | None
-) -> Iterator[Any]:
+def resident_batches(index: PixelIndex, device: Device, setup: Setup) -> Iterator[Any]:
     """Endless batches of this package's loader."""
-    options: dict[str, Any] = {}
-    if setup is not None:
-        options = {"memory_format": setup.memory_format}
-        options |= {} if setup.amp_dtype is None else {"dtype": setup.amp_dtype}
+    size = len(setup.target)
     loader = create_loader(
-        "resident", index, ShiftPreset(), device=device, batch_size=batch_size,
-        global_batch=batch_size, **options,
+        "resident", index, ShiftPreset(), device=device, batch_size=size, global_batch=size,
+        **loader_options(setup),
     )  # fmt: skip
-    while True:
-        yield from loader
+    return endless(loader)
 
 
-class DataRunner:
-    """Takes batches.
-
-    Args:
-        batches: Endless.
-        batch_size: Images of a batch.
-    """
-
-    def __init__(self, batches: Iterator[Any], batch_size: int) -> None:
-        self._batches, self._batch_size = batches, batch_size
-        next(batches)  # what cannot run says so here
-
-    def run(self, steps: int) -> int:
-        """Take batches; returns their images."""
-        for _ in range(steps):
-            next(self._batches)
-        return steps * self._batch_size
-
-    def facts(self) -> dict[str, float]:
-        """Nothing to add; worker processes get time to finish before another one's turn."""
-        time.sleep(SETTLE_S)
-        return {}
-
-
-class TrainRunner:
-    """This package's training step of `--amp`, on what it is fed.
-
-    Args:
-        arch: Name of the network.
-        device: The device.
-        setup: Precision and layout; its batch is trained on where there are no others.
-        batches: Endless, None for one batch that is on the device.
-    """
-
-    def __init__(
-        self, arch: str, device: Device, setup: Setup, batches: Iterator[Any] | None
-    ) -> None:
-        self._trainer = build_trainer(arch, device, setup)
-        self._setup, self._batches, self._device = setup, batches, device
-        self._batch_size = len(setup.target)
-
-    def run(self, steps: int) -> int:
-        """Train; returns the images."""
-        for _ in range(steps):
-            images, target = self._setup.images, self._setup.target % 10
-            if self._batches is not None:
-                images, target = next(self._batches)
-                images = images.to(
-                    self._device.torch_device, self._setup.images.dtype,
-                    memory_format=self._setup.memory_format, non_blocking=True,
-                )  # fmt: skip
-                target = target.to(self._device.torch_device, non_blocking=True)
-            self._trainer.train_step(images, target)
-        return steps * self._batch_size
-
-    def facts(self) -> dict[str, float]:
-        """The mean loss since the last call."""
-        sums = self._trainer._read_sums()
-        time.sleep(SETTLE_S)
-        return {"loss": finite(sums.loss / max(sums.images, 1))}
+def on_device(batches: Iterator[Any], device: Device, setup: Setup) -> Iterator[Any]:
+    """Batches of host memory on the device, in the setup's precision and layout."""
+    for images, target in batches:
+        yield (
+            images.to(
+                device.torch_device, setup.images.dtype, memory_format=setup.memory_format,
+                non_blocking=True,
+            ),
+            target.to(device.torch_device, non_blocking=True),
+        )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -152,17 +95,20 @@ def main(argv: list[str] | None = None) -> int:
         return cifar_loop.batches(index.images, index.labels, size, workers)
 
     def ours() -> Iterator[Any]:
-        return resident_batches(index, device, size, setup)
+        return resident_batches(index, device, setup)
+
+    def train(batches: Iterator[Any]) -> TrainingRunner:
+        return TrainingRunner(args.arch, device, setup, batches)
 
     processes = f"{workers} processes"
     data = [
-        measure.Contender(PEER, processes, lambda: DataRunner(peer(), size)),
-        measure.Contender(OURS, "in memory", lambda: DataRunner(ours(), size)),
+        measure.Contender(PEER, processes, lambda: BatchRunner(peer(), size)),
+        measure.Contender(OURS, "in memory", lambda: BatchRunner(ours(), size)),
     ]
     trained = [
-        measure.Contender(ALONE, args.arch, lambda: TrainRunner(args.arch, device, setup, None)),
-        measure.Contender(OURS, args.arch, lambda: TrainRunner(args.arch, device, setup, ours())),
-        measure.Contender(PEER, args.arch, lambda: TrainRunner(args.arch, device, setup, peer())),
+        measure.Contender(ALONE, args.arch, lambda: TrainingRunner(args.arch, device, setup)),
+        measure.Contender(OURS, args.arch, lambda: train(ours())),
+        measure.Contender(PEER, args.arch, lambda: train(on_device(peer(), device, setup))),
     ]
     record: dict[str, Any] = {
         "benchmark": "cifar", "schema": measure.SCHEMA, "environment": described,
@@ -178,9 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
         print(f"\n{name}, batch {size}, {device}\n\n" + found.table(baseline))
         record[name] = [result.record() for result in found.results]
-    path = args.json or measure.result_path("cifar", described["date"][:10], device)
-    measure.write_json(path, record)
-    print(f"written to {path}", file=sys.stderr)
+    measure.save(record, args.json, device)
     return 0
 
 

@@ -29,20 +29,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
 from benchmarks.loader_contenders import (
+    BatchRunner,
     Crops,
     DaliRunner,
-    EpochRunner,
     NativeRunner,
     PeerRunner,
     TrainingRunner,
+    epochs,
     index_of,
+    loader_options,
 )
 from benchmarks.peers import loaders as peers
+from benchmarks.train_contenders import set_up
 from image_classification.affinity import default_threads
 from image_classification.augmentation import TrainPreset
 from image_classification.data_index import ImageIndex
 from image_classification.device import DEVICE_TYPES, Device
-from image_classification.errors import DataError
+from image_classification.errors import DataError, tell
 from image_classification.fast_loader.native import kernel_names
 from image_classification.image_reading import read_image, train_pixels
 from image_classification.packing import packed_index
@@ -155,7 +158,9 @@ def compare_end_to_end(args: argparse.Namespace, index: ImageIndex) -> measure.C
     contenders = [
         measure.Contender(
             name, f"{workers} {what}",
-            _maker(EpochRunner, backend, index, args.image_size, args.batch_size, workers),
+            lambda backend=backend: BatchRunner(
+                epochs(backend, index, args.image_size, args.batch_size, workers), args.batch_size
+            ),
         )
         for name, backend, what in (
             ("DataLoader", "pytorch", "processes, Pillow"), ("fast", "fast", "threads, C++ core"),
@@ -169,20 +174,26 @@ def compare_with_network(args: argparse.Namespace, index: ImageIndex) -> measure
     """The loader alone, the network alone on synthetic data, and both together."""
     device = Device.select(args.device)
     workers = args.workers or default_threads("none", 1, computes=not device.is_accelerator)
-    shape = (args.image_size, args.batch_size)
-    source = ("fast", index, workers)
+    setup = set_up(device, args.image_size, args.batch_size, amp=True)
+
+    def batches() -> Iterator[Any]:
+        return epochs(
+            "fast", index, args.image_size, args.batch_size, workers, device,
+            **loader_options(setup),
+        )  # fmt: skip
+
     contenders = [
         measure.Contender(
             "loader alone", f"{workers} threads, to the device",
-            _maker(EpochRunner, "fast", index, *shape, workers, device),
+            lambda: BatchRunner(batches(), args.batch_size),
         ),
         measure.Contender(
             ALONE, f"{args.arch} --amp, synthetic data",
-            _maker(TrainingRunner, args.arch, device, *shape, None),
+            lambda: TrainingRunner(args.arch, device, setup),
         ),
         measure.Contender(
             "both", f"{args.arch} --amp, {workers} threads",
-            _maker(TrainingRunner, args.arch, device, *shape, source),
+            lambda: TrainingRunner(args.arch, device, setup, batches()),
         ),
     ]  # fmt: skip
     return _compare(args, contenders, device, lead=_batches_ahead(workers))
@@ -227,8 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         index = index_of(args.directory)
     except DataError as error:
-        print(f"loader.py: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell("loader.py", error)
     crops = Crops(index, args.batch_size)
     width, height = crops.sizes.mean(axis=0)
     about = (
@@ -266,9 +276,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{key.removesuffix('_mib').replace('_', ' ')} {value}"
             for key, value in record["memory"].items() if key.endswith("_mib")
         ))  # fmt: skip
-    path = args.json or measure.result_path("loader", described["date"][:10], device)
-    measure.write_json(path, record)
-    print(f"written to {path}", file=sys.stderr)
+    measure.save(record, args.json, device)
     return 0
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks import measure
 from benchmarks.peers import loaders as peers
-from benchmarks.train_contenders import build_trainer, finite, set_up
+from benchmarks.train_contenders import Setup, build_trainer, finite
 from image_classification import dataloaders
 from image_classification.augmentation import (
     TrainPreset,
@@ -186,7 +186,7 @@ class DaliRunner:
         return steps * self._crops.batch_size
 
     def facts(self) -> dict[str, float]:
-        """Nothing to add; it reads ahead, see `EpochRunner`."""
+        """Nothing to add; it reads ahead, see `BatchRunner`."""
         time.sleep(SETTLE_S)
         return {}
 
@@ -202,14 +202,22 @@ class HostFeeder:
                 copied(None)
 
 
-def _endless(loader: Any) -> Iterator[Any]:
+def endless(loader: Any) -> Iterator[Any]:
     """The batches of epoch after epoch."""
     while True:
         yield from loader
 
 
-class EpochRunner:
-    """A loader of this package from files to batches.
+def epochs(
+    backend: str,
+    index: ImageIndex,
+    side: int,
+    batch_size: int,
+    workers: int,
+    device: Device | None = None,
+    **options: Any,
+) -> Iterator[Any]:
+    """Endless batches of a loader of this package, from files.
 
     Args:
         backend: Its name.
@@ -218,38 +226,39 @@ class EpochRunner:
         batch_size: Images of a batch.
         workers: Threads or processes.
         device: Where batches go; None: they stay bytes in host memory.
+        **options: Further arguments of `create_loader`.
 
-    Attributes:
-        batches: What it yields.
+    Raises:
+        Unavailable: The backend is not installed.
+    """
+    try:
+        dataloaders.choose_backend(backend, None)
+    except UsageError as error:
+        raise measure.Unavailable(str(error)) from error
+    loader: Any = dataloaders.create_loader(
+        backend, index, TrainPreset(image_size=side), device=device or Device.select("cpu"),
+        batch_size=batch_size, global_batch=batch_size, seed=SEED, workers=workers, **options,
+    )  # fmt: skip
+    if device is None:
+        loader._feeder = HostFeeder()
+    return endless(loader)
+
+
+class BatchRunner:
+    """Takes batches.
+
+    Args:
+        batches: Endless.
+        batch_size: Images of a batch.
     """
 
-    def __init__(
-        self,
-        backend: str,
-        index: ImageIndex,
-        side: int,
-        batch_size: int,
-        workers: int,
-        device: Device | None = None,
-        **options: Any,
-    ) -> None:
-        try:
-            dataloaders.choose_backend(backend, None)
-        except UsageError as error:
-            raise measure.Unavailable(str(error)) from error
-        loader: Any = dataloaders.create_loader(
-            backend, index, TrainPreset(image_size=side), device=device or Device.select("cpu"),
-            batch_size=batch_size, global_batch=batch_size, seed=SEED, workers=workers, **options,
-        )  # fmt: skip
-        if device is None:
-            loader._feeder = HostFeeder()
-        self.batches = _endless(loader)
-        self._batch_size = batch_size
+    def __init__(self, batches: Iterator[Any], batch_size: int) -> None:
+        self._batches, self._batch_size = batches, batch_size
 
     def run(self, steps: int) -> int:
-        """Take batches, over the ends of epochs; returns their images."""
+        """Take batches; returns their images."""
         for _ in range(steps):
-            next(self.batches)
+            next(self._batches)
         return steps * self._batch_size
 
     def facts(self) -> dict[str, float]:
@@ -259,35 +268,21 @@ class EpochRunner:
 
 
 class TrainingRunner:
-    """The training step of `main.py --amp` on synthetic data, or on what a loader gives.
+    """The training step of `main.py --amp`.
 
     Args:
         arch: Name of the network.
         device: The device.
-        side: Side of the images.
-        batch_size: Images of a batch.
-        loader: Name of the backend and its further arguments, see `EpochRunner`; None: synthetic.
+        setup: Precision and layout.
+        batches: Endless (images, target) on the device; None: always the batch of the setup.
     """
 
     def __init__(
-        self,
-        arch: str,
-        device: Device,
-        side: int,
-        batch_size: int,
-        loader: tuple[str, ImageIndex, int] | None,
+        self, arch: str, device: Device, setup: Setup, batches: Iterator[Any] | None = None
     ) -> None:
-        setup = set_up(device, side, batch_size, amp=True)
         self._trainer = build_trainer(arch, device, setup)
-        self._batch_size = batch_size
-        self._batches = _endless([(setup.images, setup.target)])
-        if loader is not None:
-            backend, index, workers = loader
-            source = EpochRunner(
-                backend, index, side, batch_size, workers, device,
-                memory_format=setup.memory_format, dtype=setup.amp_dtype or torch.float32,
-            )  # fmt: skip
-            self._batches = source.batches
+        self._batch_size = len(setup.target)
+        self._batches = batches or endless([(setup.images, setup.target)])
 
     def run(self, steps: int) -> int:
         """Train; returns the images."""
@@ -296,7 +291,12 @@ class TrainingRunner:
         return steps * self._batch_size
 
     def facts(self) -> dict[str, float]:
-        """The mean loss since the last call; see also `EpochRunner.facts`."""
+        """The mean loss since the last call; see also `BatchRunner.facts`."""
         sums = self._trainer._read_sums()
         time.sleep(SETTLE_S)
         return {"loss": finite(sums.loss / max(sums.images, 1))}
+
+
+def loader_options(setup: Setup) -> dict[str, Any]:
+    """What a loader gives in the setup's precision and layout."""
+    return {"memory_format": setup.memory_format, "dtype": setup.amp_dtype or torch.float32}

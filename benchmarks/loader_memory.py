@@ -30,7 +30,7 @@ def resident() -> int:
 def main(argv: list[str] | None = None) -> int:
     """Read batches of bytes for some epochs; the first one fills the buffers."""
     before = resident()
-    from benchmarks.loader_contenders import EpochRunner, index_of
+    from benchmarks.loader_contenders import BatchRunner, epochs, index_of
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("directory", metavar="DIR", type=Path)
@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     index = index_of(args.directory, at_least=BATCHES_PER_EPOCH * args.batch_size)
     workers = len(os.sched_getaffinity(0))
-    runner = EpochRunner("fast", index, args.image_size, args.batch_size, workers)
+    batches = epochs("fast", index, args.image_size, args.batch_size, workers)
+    runner = BatchRunner(batches, args.batch_size)
     steps = len(index) // args.batch_size
     sizes: list[list[int]] = []
     for _ in range(args.epochs):

@@ -10,6 +10,7 @@ within a round and then their median. The rate of a stretch is its images / its 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -231,6 +232,14 @@ def _timed_round(
         "clock_mhz": clock,
         "facts": runner.facts(),
     }
+
+
+def save(record: dict[str, Any], wanted: Path | None, device: Device) -> None:
+    """Writes a benchmark's record where it is wanted, else to `result_path`; says where."""
+    date = record["environment"]["date"][:10]
+    path = wanted or result_path(record["benchmark"], date, device)
+    write_json(path, record)
+    print(f"written to {path}", file=sys.stderr)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

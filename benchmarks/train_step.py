@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment, measure
 from benchmarks.train_contenders import BASELINE, NAMES, PAIRS, list_contenders
 from image_classification.device import DEVICE_TYPES, Device
-from image_classification.errors import DeviceMemoryError, UserError
+from image_classification.errors import DeviceMemoryError, UserError, tell
 from models import model_names
 
 
@@ -167,9 +167,7 @@ def run(args: argparse.Namespace) -> None:
     print(environment.text(described), f"amp: {device.amp_dtype()[1]}", "", sep="\n", flush=True)
     found = measure_all(args, device)
     print(report(args, found))
-    path = args.json or measure.result_path("train_step", described["date"][:10], device)
-    measure.write_json(path, record(args, described, found))
-    print(f"written to {path}")
+    measure.save(record(args, described, found), args.json, device)
 
 
 def main(argv: list[str]) -> int:
@@ -177,8 +175,7 @@ def main(argv: list[str]) -> int:
     try:
         run(build_parser().parse_args(argv))
     except UserError as error:
-        print(f"train_step.py: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell("train_step.py", error)
     return 0
 
 

@@ -18,6 +18,9 @@ MODES = (
     "socket_unique_contiguous",
 )
 
+# More readers than this are a slip of the keyboard.
+MAX_THREADS = 1024
+
 _NODES = Path("/sys/devices/system/node")
 
 

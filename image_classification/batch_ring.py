@@ -1,16 +1,26 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""Batch buffers for loaders that decode in this process."""
+"""Batch buffers, and what the loaders that decode into them in this process share."""
 
 from __future__ import annotations
 
+import contextlib
+from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from image_classification.augmentation import EvalPreset, TrainPreset
+from image_classification.bad_images import BadImages
+from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
+from image_classification.data_index import ImageIndex
+from image_classification.device_feed import Batch, DeviceFeeder
+from image_classification.sample_reader import SampleReader
 
 if TYPE_CHECKING:
     from image_classification.device import Device
@@ -93,3 +103,60 @@ class BatchRing:
     def give_back(self, slot: Slot) -> None:
         """A slot that was not handed out is free now."""
         self._free.append(slot)
+
+
+class RingLoader(ScheduledLoader, ABC):
+    """A loader of files that decodes into a ring of buffers; see `dataloaders.Loader`.
+
+    Args:
+        index: The images.
+        preset: How they are prepared; without a policy.
+        schedule: Which of them this rank gets, and in which order.
+        feeder: Copies to the device and normalises.
+        device: The device.
+        bad: What happens to images that cannot be read.
+        on_device: The buffers lie on the device itself.
+
+    Attributes:
+        notes: One-line texts about what was adapted.
+        bad: As given.
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        preset: TrainPreset | EvalPreset,
+        *,
+        schedule: BatchSchedule,
+        feeder: DeviceFeeder,
+        device: Device,
+        bad: BadImages,
+        on_device: bool = False,
+    ) -> None:
+        super().__init__(schedule)
+        self.notes: list[str] = []
+        self.bad = bad
+        self._index = index
+        self._preset = preset
+        self._feeder = feeder
+        self._reader = SampleReader(index, preset, schedule.seed)
+        self._ring = BatchRing(schedule.batch_size, preset.image_size, device, on_device)
+        self._closed = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the rest of the epoch; after its last batch the next epoch is the position."""
+        yield from self._feeder(self._until_closed(), self._ring.copied)
+        self._schedule.advance()
+
+    def _until_closed(self) -> Iterator[Batch]:
+        with contextlib.closing(self._batches()) as batches:
+            while True:
+                if self._closed:
+                    raise RuntimeError("this loader is closed")
+                if (batch := next(batches, None)) is None:
+                    return
+                yield batch
+
+    @abstractmethod
+    def _batches(self) -> Generator[Batch, None, None]:
+        """Yield the rest of the epoch in buffers of the ring."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,14 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from image_classification.augmentation import EvalPreset, TrainPreset, draw_crops
-from image_classification.bad_images import BadImages
-from image_classification.batch_ring import BatchRing
-from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
+from image_classification.batch_ring import RingLoader
 from image_classification.data_index import ImageIndex
-from image_classification.device_feed import Batch, DeviceFeeder
+from image_classification.device_feed import Batch
 from image_classification.errors import ImageError, UsageError
 from image_classification.image_reading import file_content, open_image
-from image_classification.sample_reader import SampleReader
 
 if TYPE_CHECKING:
     from image_classification.device import Device
@@ -40,23 +37,17 @@ _END_OF_IMAGE = b"\xff\xd9"
 _PADDING = 64
 
 
-class DaliLoader(ScheduledLoader):
+class DaliLoader(RingLoader):
     """Yields normalised batches on the device; see `dataloaders.Loader` for the contract.
 
     Args:
         index: The images.
         preset: How they are prepared; without a policy.
-        schedule: Which of them this rank gets, and in which order.
-        feeder: Copies to the device and normalises.
-        device: The device.
         threads: Threads that read, and threads of DALI; 0 takes one.
         prefetch: Batches that DALI decodes ahead of the consumer, >= 1.
-        bad: What happens to images that cannot be read.
+        device: The device.
         on_gpu: Decode on the device, which is a CUDA GPU then.
-
-    Attributes:
-        notes: One-line texts about what was adapted.
-        bad: As given.
+        **common: See `RingLoader`.
 
     Raises:
         UsageError: DALI cannot be imported, or the device is none for it.
@@ -69,45 +60,29 @@ class DaliLoader(ScheduledLoader):
         index: ImageIndex,
         preset: TrainPreset | EvalPreset,
         *,
-        schedule: BatchSchedule,
-        feeder: DeviceFeeder,
-        device: Device,
         threads: int,
         prefetch: int,
-        bad: BadImages,
+        device: Device,
         on_gpu: bool,
+        **common: Any,
     ) -> None:
         require_dali(on_gpu, device.type)
-        self.notes: list[str] = []
-        self.bad = bad
-        super().__init__(schedule)
-        self._index = index
-        self._preset = preset
-        self._feeder = feeder
+        super().__init__(index, preset, device=device, on_device=on_gpu, **common)
         self._device = device
         self._prefetch = prefetch
         self._threads = max(threads, 1)
         self.waiting_advice = f"take --data-backend fast, or more threads than {self._threads} (-j)"
         self._on_gpu = on_gpu
-        self._reader = SampleReader(index, preset, schedule.seed)
-        self._ring = BatchRing(schedule.batch_size, preset.image_size, device, on_gpu)
         # DALI writes to the device on a stream of its own, so that nothing waits for the network.
         self._stream = device.side_stream() if on_gpu else None
-        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(self._threads, "reader")
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the rest of the epoch; after its last batch the next epoch is the position."""
-        yield from self._feeder(self._host_batches(), self._ring.copied)
-        self._schedule.advance()
+        self._pool = ThreadPoolExecutor(self._threads, "reader")
 
     def close(self) -> None:
         """End the threads; the loader yields nothing afterwards."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+        self._closed = True
+        self._pool.shutdown(cancel_futures=True)
 
-    def _host_batches(self) -> Iterator[Batch]:
-        self._check_open()
+    def _batches(self) -> Generator[Batch, None, None]:
         requests = iter(self._schedule)
         reading: deque[_Work] = deque()
         decoding: deque[_Work] = deque()
@@ -127,16 +102,11 @@ class DaliLoader(ScheduledLoader):
             else:
                 work = decoding.popleft()
             yield self._finish(work, found)
-            self._check_open()
-
-    def _check_open(self) -> None:
-        if self._pool is None:
-            raise RuntimeError("this loader is closed")
 
     def _read(self, requests: Iterator[NDArray[np.int64]]) -> _Work | None:
         """Start to read the files of the next batch, None at the end of the epoch."""
         indices = next(requests, None)
-        if indices is None or self._pool is None:
+        if indices is None:
             return None
         paths = self._index.paths(indices)
         return _Work(self._schedule.epoch, indices, [self._pool.submit(_load, p) for p in paths])

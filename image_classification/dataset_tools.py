@@ -23,11 +23,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from image_classification.affinity import default_threads
+from image_classification.affinity import MAX_THREADS, default_threads
 from image_classification.atomic_file import atomic_file
 from image_classification.data_index import ImageIndex, printable
 from image_classification.datasets import load_split
-from image_classification.errors import DataError, ImageError, UsageError, UserError
+from image_classification.errors import DataError, ImageError, UsageError, UserError, tell
 from image_classification.fast_loader.native import CROP, NativeDecoder, Status, load_core
 from image_classification.image_reading import pixel_limit, read_image
 from image_classification.option_parser import OptionParser
@@ -35,7 +35,6 @@ from image_classification.packing import INDEX_ENDING, PackSettings, pack_split
 
 _BATCH = 256
 _PROGRESS_S = 10.0
-_MAX_THREADS = 1024
 _SIDE = 8  # of the pixels that a check makes and throws away
 
 
@@ -246,8 +245,8 @@ def build_parser() -> OptionParser:
 
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
-    if options.workers is not None and not 1 <= options.workers <= _MAX_THREADS:
-        raise UsageError(f"-j {options.workers}: must be between 1 and {_MAX_THREADS}")
+    if options.workers is not None and not 1 <= options.workers <= MAX_THREADS:
+        raise UsageError(f"-j {options.workers}: must be between 1 and {MAX_THREADS}")
     threads = options.workers or default_threads("none", 1, computes=False)
     if options.command == "pack":
         settings = PackSettings(options.short_side, options.quality)
@@ -275,9 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(build_parser().parse_or_raise(argv))
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"dataset_tools: error: {line}", file=sys.stderr)
-        return error.exit_code
+        return tell("dataset_tools", error)
     except KeyboardInterrupt:
         print("\ndataset_tools: interrupted; pack goes on after its last whole file of 4,096 "
               "images", file=sys.stderr)  # fmt: skip

@@ -8,11 +8,20 @@ The entry scripts print it once, without a traceback, and exit with `exit_code`.
 
 from __future__ import annotations
 
+import sys
+
 
 class UserError(Exception):
     """Base of all errors that end the program with one line instead of a traceback."""
 
     exit_code = 2
+
+
+def tell(program: str, error: UserError) -> int:
+    """Print an error, a line for each problem, and return its exit code."""
+    for line in str(error).splitlines():
+        sys.stderr.write(f"{program}: error: {line}\n")
+    return error.exit_code
 
 
 class UsageError(UserError):

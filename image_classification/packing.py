@@ -203,18 +203,21 @@ def _write_shard(
 ) -> tuple[NDArray[np.int64], list[str]]:
     lengths: list[int] = []
     problems: list[str] = []
+    total = 0
 
     def write(file: Any) -> None:
+        nonlocal total
         for content in images:
             if isinstance(content, str):
                 problems.append(content)
                 lengths.append(0)
             else:
                 lengths.append(len(content))
+                total = zlib.crc32(content, total)
                 file.write(content)
 
     _write(shard, write)
-    note = {**origin._asdict(), "lengths": lengths, "problems": problems, "sum": _sum_of(shard)}
+    note = {**origin._asdict(), "lengths": lengths, "problems": problems, "sum": total}
     _write(_note_of(shard), lambda file: file.write(json.dumps(note).encode()))
     return np.array(lengths, dtype=np.int64), problems
 

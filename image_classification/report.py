@@ -21,7 +21,7 @@ from typing import Any
 
 from image_classification.atomic_file import atomic_file
 from image_classification.data_index import printable
-from image_classification.errors import DataError, UsageError, UserError
+from image_classification.errors import DataError, UsageError, UserError, tell
 from image_classification.option_parser import OptionParser
 
 COLUMNS = ("NAME", "Acc@1", "FPS", "Epochs", "AMP_Type", "Torch_Version", "batch_size")
@@ -33,18 +33,14 @@ class RunLog:
     """The last start of a run, and the epochs of all its starts.
 
     Attributes:
-        folder: The run's folder.
         parameters: Its settings.
         epochs: Metrics of each epoch, in order; an epoch that was repeated counts as repeated.
         train: Metrics of the log lines within epochs.
-        summary: Best values and times, empty if the run did not end.
     """
 
-    folder: Path
     parameters: dict[str, Any]
     epochs: list[dict[str, Any]]
     train: list[dict[str, Any]]
-    summary: dict[str, Any]
 
     @property
     def top1(self) -> float | None:
@@ -104,8 +100,7 @@ def read_run(folder: Path) -> RunLog:
     if not kinds.get("parameter"):
         raise DataError(f"{printable(path)} holds no run")
     ordered = [epochs[number] for number in sorted(epochs)]
-    summary = kinds.get("summary", [{}])[-1]
-    return RunLog(folder, kinds["parameter"][-1], ordered, kinds.get("train", []), summary)
+    return RunLog(kinds["parameter"][-1], ordered, kinds.get("train", []))
 
 
 def result_table(runs: Sequence[RunLog]) -> str:
@@ -240,9 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(build_parser().parse_or_raise(argv))
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"report: error: {line}", file=sys.stderr)
-        return error.exit_code
+        return tell("report", error)
     return 0
 
 

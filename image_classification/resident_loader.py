@@ -86,6 +86,7 @@ class ResidentLoader(ScheduledLoader):
         small = self._padded_side <= MAX_SMALL_SIDE
         on_host = small and self._device.type == "cpu" and load_core() is not None
         self._small_crops = small_crops if on_host else None
+        self._mean_pixel = int.from_bytes(bytes(self._mean.tolist()), "little")  # as in `_pad`
         self._grids = torch.stack([
             rows[:, None] * self._padded_side + columns,
             rows[:, None] * self._padded_side + columns.flip(0),
@@ -128,7 +129,7 @@ class ResidentLoader(ScheduledLoader):
         )
         self._small_crops(
             self._pixels.view(-1, self._padded_side, self._padded_side).numpy(), plan.numpy(),
-            images.numpy(), cutout=self._preset.cutout, mean=_as_pixel(self._mean),
+            images.numpy(), cutout=self._preset.cutout, mean=self._mean_pixel,
             scale=feeder.scale.flatten().numpy(), shift=feeder.shift.flatten().numpy(),
             threads=torch.get_num_threads(),
         )  # fmt: skip
@@ -154,11 +155,6 @@ class ResidentLoader(ScheduledLoader):
         )
         hole = (down[:, :, None] & right[:, None, :]).unsqueeze(-1)
         return torch.where(hole, self._mean, crops)
-
-
-def _as_pixel(colour: torch.Tensor) -> int:
-    """A colour, uint8 [3], as the number that `_pad` makes of it."""
-    return int.from_bytes(bytes(colour.tolist()), "little")
 
 
 def _pad(images: np.ndarray, padding: int) -> torch.Tensor:

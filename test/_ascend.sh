@@ -7,18 +7,13 @@
 # lr 0.1 at 128 images per step, in proportion to the batch otherwise, divided by 5 after epochs 60,
 # 120 and 160 of 200, weight decay 5e-4, no other regularisation.
 
-set -euo pipefail
-ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-SCRIPT=$(basename -- "$0" .sh)
+# ROOT, NAME and PYTHON come from here.
+source "$(dirname -- "${BASH_SOURCE[0]}")/../run_scripts/_common.sh"
 NETWORK=Resnet50_cifar_for_PyTorch
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON=python3
-    if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON=$ROOT/.venv/bin/python; fi
-fi
 
 usage() {
     cat <<END
-usage: bash test/$SCRIPT.sh [--data_path=DIR] [flags of main.py ...]
+usage: bash test/$NAME.sh [--data_path=DIR] [flags of main.py ...]
 
 DIR holds cifar-100-python (or is that folder, or its .tar.gz); without it CIFAR-100 is downloaded
 into data/. Flags given here come after those of the recipe and win; python main.py -h lists them.
@@ -40,7 +35,7 @@ run_case() {
             --data_path=*) data=${1#*=} ;;
             --data_path)
                 if [ $# -lt 2 ]; then
-                    echo "$SCRIPT: --data_path needs a folder: --data_path=DIR" >&2
+                    echo "$NAME: --data_path needs a folder: --data_path=DIR" >&2
                     exit 2
                 fi
                 data=$2
@@ -74,7 +69,7 @@ run_case() {
         kill -0 "$child" 2>/dev/null || break
     done
     if [ "$status" -ne 0 ]; then
-        echo "$SCRIPT: the training failed with exit code $status; see $log" >&2
+        echo "$NAME: the training failed with exit code $status; see $log" >&2
         exit "$status"
     fi
     PYTHONPATH=$ROOT "$PYTHON" -m image_classification.report "$workspace" --case "$case_name" \

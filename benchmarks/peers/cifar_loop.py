@@ -45,6 +45,17 @@ def batches(
     Raises:
         Unavailable: torchvision is not installed.
     """
+    return _endless(_loader(images, labels, batch_size, workers))
+
+
+def _endless(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def _loader(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int, workers: int
+) -> torch.utils.data.DataLoader:
     try:
         transforms = importlib.import_module("torchvision.transforms")
     except (ImportError, RuntimeError) as error:
@@ -55,9 +66,7 @@ def batches(
         transforms.ToTensor(),
         transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     ])  # fmt: skip
-    loader = torch.utils.data.DataLoader(
+    return torch.utils.data.DataLoader(
         ArrayDataset(images, labels, transform), batch_size=batch_size, shuffle=True,
         num_workers=workers, drop_last=True, persistent_workers=True,
     )  # fmt: skip
-    while True:
-        yield from loader

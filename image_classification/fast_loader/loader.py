@@ -11,7 +11,7 @@ not decode (anything but baseline JPEG) is read by Pillow in a few Python thread
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,9 @@ from image_classification.augmentation import (
     TrainPreset,
     draw_crops,
 )
-from image_classification.bad_images import BadImages
-from image_classification.batch_ring import BatchRing, Slot
-from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
+from image_classification.batch_ring import RingLoader, Slot
 from image_classification.data_index import ImageIndex
-from image_classification.device_feed import Batch, DeviceFeeder
+from image_classification.device_feed import Batch
 from image_classification.errors import ImageError
 from image_classification.fast_loader.native import (
     CROP,
@@ -39,30 +37,21 @@ from image_classification.fast_loader.native import (
     Status,
 )
 from image_classification.image_reading import pixel_limit
-from image_classification.sample_reader import SampleReader
 
 if TYPE_CHECKING:
-    from image_classification.device import Device
+    pass
 
 
-class FastLoader(ScheduledLoader):
+class FastLoader(RingLoader):
     """Yields normalised batches on the device; see `dataloaders.Loader` for the contract.
 
     Args:
         index: The images.
         preset: How they are prepared; without a policy.
-        schedule: Which of them this rank gets, and in which order.
-        feeder: Copies to the device and normalises.
-        device: The device.
         threads: Threads that read and decode; 0 takes one.
         prefetch: Batches that are decoded ahead of the consumer, >= 1.
-        bad: What happens to images that cannot be read.
         kernels: Instruction set of the core; by default the fastest.
-
-    Attributes:
-        notes: One-line texts about what was adapted.
-        bad: As given.
-        fallbacks: Images that Pillow has read so far.
+        **common: See `RingLoader`.
 
     Raises:
         RuntimeError: The core is not built.
@@ -78,18 +67,12 @@ class FastLoader(ScheduledLoader):
         index: ImageIndex,
         preset: TrainPreset | EvalPreset,
         *,
-        schedule: BatchSchedule,
-        feeder: DeviceFeeder,
-        device: Device,
         threads: int,
         prefetch: int,
-        bad: BadImages,
         kernels: str = "",
+        **common: Any,
     ) -> None:
-        self.notes: list[str] = []
-        self.bad = bad
-        super().__init__(schedule)
-        self._feeder = feeder
+        super().__init__(index, preset, **common)
         self._prefetch = prefetch
         threads = max(threads, 1)
         cores = usable_cores()
@@ -99,27 +82,16 @@ class FastLoader(ScheduledLoader):
             else "pack the images (python -m image_classification.dataset_tools pack), or give it "
             "more cores or a faster disk"
         )
-        self._index = index
-        self._preset = preset
-        self._reader = SampleReader(index, preset, schedule.seed)
-        self._ring = BatchRing(schedule.batch_size, preset.image_size, device)
-        self._decoder: NativeDecoder | None = NativeDecoder(threads, kernels)
+        self._decoder = NativeDecoder(threads, kernels)
         self._python_threads = ThreadPoolExecutor(threads, "pillow")
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the rest of the epoch; after its last batch the next epoch is the position."""
-        yield from self._feeder(self._host_batches(), self._ring.copied)
-        self._schedule.advance()
 
     def close(self) -> None:
         """End the threads; the loader yields nothing afterwards."""
-        decoder, self._decoder = self._decoder, None
-        if decoder is not None:
-            decoder.close()
-            self._python_threads.shutdown(cancel_futures=True)
+        self._closed = True
+        self._decoder.close()
+        self._python_threads.shutdown(cancel_futures=True)
 
-    def _host_batches(self) -> Iterator[Batch]:
-        self._check_open()
+    def _batches(self) -> Generator[Batch, None, None]:
         requests = iter(self._schedule)
         loading: deque[_Work] = deque()
         decoding: deque[_Work] = deque()
@@ -138,17 +110,11 @@ class FastLoader(ScheduledLoader):
                 batch = self._finish(finishing[0])
                 finishing.clear()
                 yield batch
-                self._check_open()
         finally:
             for work in (*loading, *decoding, *finishing):  # an abandoned epoch, or an error
                 self._abandon(work)
 
-    def _check_open(self) -> None:
-        if self._decoder is None:
-            raise RuntimeError("this loader is closed")
-
     def _load(self, indices: NDArray[np.int64]) -> _Work:
-        assert self._decoder is not None
         paths = self._index.paths(indices)
         return _Work(self._schedule.epoch, indices, self._decoder.load(paths))
 
