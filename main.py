@@ -40,11 +40,13 @@ if TYPE_CHECKING:
     from image_classification.interruption import Interruption
     from image_classification.logger import Logger
     from image_classification.training import Trainer
-    from image_classification.validation import Validator
+    from image_classification.validation import Validation, Validator
     from image_classification.workspace import Use
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
 BEST_NAME = "model_best.pth.tar"
+CONFUSION_NAME = "confusion.json"
+RESERVED_NAMES = (BEST_NAME, CONFUSION_NAME, "metrics.jsonl")
 SAMPLE_PREFIX = "sample:"
 DEFAULT_CROP_SCALE = (0.08, 1.0)
 LARGEST_SEED = 2**63 - 1
@@ -446,8 +448,8 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
          "--lr-milestones: needs growing numbers of epochs"),
         (args.end_lr > 0 and args.lr_schedule == "step",
          "--end-lr is for --lr-schedule linear or cosine"),
-        (len({args.checkpoint_filename, args.raport_file, BEST_NAME, "metrics.jsonl"}) < 4,
-         f"--checkpoint-filename, --raport-file, {BEST_NAME} and metrics.jsonl must differ"),
+        (len({args.checkpoint_filename, args.raport_file, *RESERVED_NAMES}) < 5,
+         f"--checkpoint-filename, --raport-file, {', '.join(RESERVED_NAMES)} must differ"),
     ]
     for option in ("--checkpoint-filename", "--raport-file", "--run-name"):
         name = getattr(args, option.lstrip("-").replace("-", "_"))
@@ -597,6 +599,7 @@ def run_seed(
     """One whole run; returns the best top-1 in percent, None if nothing was validated."""
     import torch
 
+    from image_classification.environment import describe
     from image_classification.metric_names import headline
     from image_classification.validation import Validator
     from image_classification.workspace import tidy
@@ -612,8 +615,7 @@ def run_seed(
         for loader in loaders.values():
             cleanup.callback(loader.close)
         logger.parameters({**vars(args), "seed": state.seed, "num_classes": splits.num_classes,
-                           "processes": launch.world_size, "device_name": device.name,
-                           "device_type": device.type, "torch": torch.__version__,
+                           "processes": launch.world_size, "environment": describe(device),
                            "amp_type": str(state.amp_dtype or "FP32").removeprefix("torch.")})
         about = f"{launch.world_size} x {device}, {precision}, seed {state.seed}"
         for note in [*notes, about, f"workspace {state.workspace}", *splits.warnings]:
@@ -629,6 +631,7 @@ def run_seed(
             result = validator.run(model, loaders["val"], "val")
             best: float | None = result.top1
             logger.log((), row := result.metrics())
+            logger.document(CONFUSION_NAME, result.document(splits.classes, None))
         else:
             trainer = build_trainer(state, model, loaders["train"])
             best, row = train(state, trainer, validator, loaders, splits)
@@ -819,11 +822,11 @@ def train(
         logger.message(f"nothing left to do: {progress['epoch']} of {args.epochs} epochs are done")
         return progress["best_prec1"], row
     for epoch in range(progress["epoch"], last):
-        row, top1 = train_epoch(state, trainer, validator, loaders, epoch)
+        row, result = train_epoch(state, trainer, validator, loaders, epoch)
         best = progress["best_prec1"]
-        is_best = top1 is not None and (best is None or top1 > best)
-        if is_best:
-            progress |= {"best_prec1": top1, "best_epoch": epoch}
+        if is_best := result is not None and (best is None or result.top1 > best):
+            progress |= {"best_prec1": result.top1, "best_epoch": epoch}
+            logger.document(CONFUSION_NAME, result.document(splits.classes, epoch))
         logger.log((epoch,), row)
         progress["epoch"] = epoch + 1
         if args.save_checkpoints and state.launch.primary:
@@ -836,8 +839,8 @@ def train(
 
 def train_epoch(
     state: Run, trainer: Trainer, validator: Validator, loaders: dict[str, Loader], epoch: int
-) -> tuple[dict[str, float | None], float | None]:
-    """Trains and validates once; returns the metrics and the top-1 (%) that decides on the best."""
+) -> tuple[dict[str, float | None], Validation | None]:
+    """Trains and validates once; returns the metrics and the result that decides on the best."""
     from image_classification import distributed
 
     args, started = state.args, time.perf_counter()
@@ -849,12 +852,12 @@ def train_epoch(
     if (news := loaders["train"].news()) is not None:
         state.logger.warning(news)
     distributed.broadcast_buffers(trainer.model)
-    top1 = None  # of the average, which comes last, where there is one
+    result = None  # of the average, which comes last, where there is one
     for prefix, model in trainer.models().items() if "val" in loaders else ():
         result = validator.run(
             model, loaders["val"], prefix, epoch=epoch, iteration=trainer.num_batches)
-        row, top1 = row | result.metrics(), result.top1
-    return row, top1
+        row |= result.metrics()
+    return row, result
 
 
 def save_checkpoint(

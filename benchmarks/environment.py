@@ -5,10 +5,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.metadata
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -16,15 +13,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from image_classification.device import Device
+from image_classification.environment import describe, installed_versions
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = (
-    "torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless",
-    "nvidia-nvimgcodec-cu13",
-)  # fmt: skip
+PEERS = ("timm", "opencv-python-headless", "nvidia-nvimgcodec-cu13")
 
 
 def capture(device: Device) -> dict[str, Any]:
@@ -34,29 +27,16 @@ def capture(device: Device) -> dict[str, Any]:
         device: The device that is measured.
 
     Returns:
-        JSON types: date (UTC), command, commit, hardware, versions, threads and load.
+        JSON types: date (UTC), command, commit, load, and what `environment.describe` tells.
     """
-    cpu = Device.select("cpu")
-    memory = device.memory()
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    described = describe(device)
+    described["versions"] |= installed_versions(PEERS)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         "commit": _commit(),
-        "device": device.type,
-        "device_name": device.name,
-        "device_memory": memory.total if memory else None,
-        "driver": _driver(device),
-        "cpu": cpu.name,
-        "cores": os.cpu_count(),
-        "cores_usable": len(cores) or os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "load_before": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        **described,
     }
 
 
@@ -91,14 +71,6 @@ def clock_mhz(device: Device) -> float | None:
     return None
 
 
-def _version(package: str) -> str | None:
-    if package == "torch":
-        return str(torch.__version__)
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
-
-
 def _commit() -> str | None:
     """The version of this package, "-dirty" where files differ from it; None outside of git."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -107,14 +79,4 @@ def _commit() -> str | None:
             cwd=ROOT, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
         return found.stdout.strip()
-    return None
-
-
-def _driver(device: Device) -> str | None:
-    if device.type != "cuda":
-        return None
-    with contextlib.suppress(Exception):  # a version is never worth a failure
-        nvml = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        return str(nvml.nvmlSystemGetDriverVersion())
     return None

@@ -293,6 +293,32 @@ def sum_over_ranks(values: list[float]) -> list[float]:
     return [float(value) for value in total]
 
 
+def concat_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Joins the columns that the ranks hold, in the order of the ranks.
+
+    Args:
+        values: [K, N] int64 on the CPU; N may differ between the ranks and be 0, K may not.
+
+    Returns:
+        [K, sum of N] int64, the same on every rank.
+    """
+    if not _active():
+        return values
+    import torch
+    import torch.distributed as dist
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    counts = torch.zeros(world_size, dtype=torch.int64)
+    counts[rank] = values.shape[1]
+    dist.all_reduce(counts)
+    # Each rank fills in its own columns; all others add zeros.
+    joined = torch.zeros(values.shape[0], int(counts.sum()), dtype=torch.int64)
+    start = int(counts[:rank].sum())
+    joined[:, start : start + values.shape[1]] = values
+    dist.all_reduce(joined)
+    return joined
+
+
 def share_from_primary(value: Any) -> Any:
     """Gives every rank the value (a JSON type) that rank 0 passes in."""
     if not _active():

@@ -60,6 +60,9 @@ class Sink:
     def message(self, moment: Moment, level: str, text: str) -> None:
         """Take a text; `level` is "info" or "warning"."""
 
+    def document(self, name: str, content: Mapping[str, Any]) -> None:
+        """Take a document, which stands for the earlier ones of its name."""
+
     def progress(
         self, phase: str, epoch: int, epochs: int, step: int, num_steps: int, fields: Fields
     ) -> None:

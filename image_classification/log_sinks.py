@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from image_classification.atomic_file import atomic_file
 from image_classification.dlll_log import Fields, Moment, Sink, Step, printed_message
 from image_classification.errors import UsageError
 from image_classification.metric_names import METRICS, metric_spec
@@ -100,6 +101,7 @@ class JsonlSink(Sink):
 
     def __init__(self, path: Path, run_id: str) -> None:
         self._file = open(path, "a", encoding="utf-8")
+        self._folder = path.parent
         self._run_id = run_id
 
     def log(self, moment: Moment, step: Step, data: Mapping[str, Any], verbosity: int) -> None:
@@ -112,6 +114,11 @@ class JsonlSink(Sink):
     def message(self, moment: Moment, level: str, text: str) -> None:
         """Write a text as data.level and data.text."""
         self._write(moment, "message", (), {"level": level, "text": sanitize(text, multiline=True)})
+
+    def document(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a file beside this one; it replaces an earlier one as a whole."""
+        with atomic_file(self._folder / name) as file:
+            file.write(json.dumps(_strict(content), allow_nan=False).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""

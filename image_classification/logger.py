@@ -133,6 +133,16 @@ class Logger:
         """Tell of something that needs attention; printed behind `Warning:`."""
         self._each("message", "warning", text)
 
+    def document(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file beside metrics.jsonl, in the place of an earlier one.
+
+        Args:
+            name: name of the file.
+            content: JSON types.
+        """
+        for sink in list(self._sinks):
+            self._call(sink, "document", name, content)
+
     def progress(
         self,
         phase: str,

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measuring: correct answers, throughput, latency, running sums, spread over seeds.
 
-Nothing here waits for the device. `topk_correct` leaves its counts there; everything else
-works on Python numbers that the caller has read already.
+Nothing here waits for the device. `ranked_classes` and `topk_correct` leave their results there;
+everything else works on Python numbers that the caller has read already.
 """
 
 from __future__ import annotations
@@ -20,33 +20,51 @@ import torch
 Batch = TypeVar("Batch")
 
 
-def topk_correct(logits: torch.Tensor, target: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:
-    """Count the images whose class is among the k largest logits, without a host wait.
+def ranked_classes(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Rank the classes of each image by their logits, without a host wait.
 
     Args:
-        logits: [N, C] floating point, on any device; N may be 0. A row that holds a NaN has no
-            ranking: it counts as wrong for every k.
-        target: [N] int64 class numbers in [0, C), on the same device.
-        ks: the k values, each >= 1; a k above the number of classes counts as k = C.
+        logits: [N, C] floating point, on any device; N may be 0.
+        k: how many classes to rank, >= 1; more than C count as C.
 
     Returns:
-        [len(ks)] int64 on the device of `logits`: correct images per k, in the order of `ks`.
+        [N, min(k, C)] int64 class numbers, the most probable first, on the device of `logits`. A
+        row that holds a NaN has no ranking: it is -1 throughout.
+
+    Raises:
+        ValueError: k is below 1, or `logits` is no matrix.
+    """
+    if k < 1:
+        raise ValueError(f"k must be >= 1; received {k}")
+    if logits.dim() != 2:
+        raise ValueError(f"logits must be [N, C]; received {list(logits.shape)}")
+    ranked = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return ranked.masked_fill(logits.isnan().any(dim=1, keepdim=True), -1)
+
+
+def topk_correct(ranked: torch.Tensor, target: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:
+    """Count the images whose class is among the k most probable ones, without a host wait.
+
+    Args:
+        ranked: [N, K] int64, from `ranked_classes`.
+        target: [N] int64 class numbers from 0, on the same device.
+        ks: the k values, each >= 1; a k above K counts as K.
+
+    Returns:
+        [len(ks)] int64 on the device of `ranked`: correct images per k, in the order of `ks`.
 
     Raises:
         ValueError: no k, a k below 1, or shapes that do not belong together.
     """
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must hold numbers >= 1; received {list(ks)}")
-    if logits.dim() != 2 or target.shape != logits.shape[:1]:
+    if ranked.dim() != 2 or target.shape != ranked.shape[:1]:
         raise ValueError(
-            "logits must be [N, C] and target [N]; "
-            f"received {list(logits.shape)} and {list(target.shape)}"
+            "ranked must be [N, K] and target [N]; "
+            f"received {list(ranked.shape)} and {list(target.shape)}"
         )
-    num_classes = logits.shape[1]
-    limits = [min(k, num_classes) for k in ks]
-    ranked = logits.topk(max(limits), dim=1).indices
-    hits = (ranked == target[:, None]) & ~logits.isnan().any(dim=1, keepdim=True)
-    return torch.stack([hits[:, :k].sum() for k in limits])
+    hits = ranked == target[:, None]
+    return torch.stack([hits[:, :k].sum() for k in ks])
 
 
 class Rates(NamedTuple):

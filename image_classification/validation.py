@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from image_classification.distributed import sum_over_ranks
+from image_classification.confusion import Confusion
+from image_classification.distributed import concat_over_ranks, sum_over_ranks
 from image_classification.errors import DataError, DivergedError
 from image_classification.metrics import (
     LatencyMeter,
     Throughput,
+    ranked_classes,
     topk_correct,
 )
 
@@ -39,6 +41,7 @@ class Validation:
         topk: The k of `correctk`.
         prefix: "val" or "val_ema", the group of the metrics.
         speed: Images per second, times (s) and latencies (s), by metric name.
+        confusion: Which classes were taken for which, over all ranks.
     """
 
     loss: float
@@ -48,6 +51,7 @@ class Validation:
     topk: int
     prefix: str
     speed: dict[str, float | None]
+    confusion: Confusion
 
     @property
     def top1(self) -> float:
@@ -64,6 +68,54 @@ class Validation:
             "seen": self.seen,
         }
         return {f"{self.prefix}.{name}": value for name, value in accuracy.items()} | self.speed
+
+    def document(self, classes: Sequence[str], epoch: int | None) -> dict[str, Any]:
+        """Returns what the report needs of it, in JSON types.
+
+        Args:
+            classes: Name of each class.
+            epoch: Epoch number from 0, None outside of a training.
+        """
+        return {"group": self.prefix, "epoch": epoch, "top1": self.top1, "classes": [*classes],
+                "confusion": self.confusion.to_json()}  # fmt: skip
+
+
+class _Tally:
+    """Sums over the batches of this rank; they stay on the device until they are read.
+
+    Args:
+        topk: Second accuracy beside top-1.
+        device: Where the logits are.
+    """
+
+    def __init__(self, topk: int, device: torch.device) -> None:
+        self._topk = topk
+        self._seen = 0
+        self._loss = torch.zeros((), device=device)
+        self._correct = torch.zeros(2, dtype=torch.int64, device=device)
+        # Rows: the class of each image, the most probable class. Loaders use their memory again.
+        self._answers = [torch.zeros(2, 0, dtype=torch.int64, device=device)]
+
+    def add(self, logits: torch.Tensor, target: torch.Tensor, loss: torch.Tensor) -> None:
+        """Adds a batch: logits [N, C], target [N], its mean loss."""
+        ranked = ranked_classes(logits, self._topk)
+        self._loss += loss * len(target)
+        self._correct += topk_correct(ranked, target, (1, self._topk))
+        self._answers.append(torch.stack((target, ranked[:, 0])))
+        self._seen += len(target)
+
+    def sums(self) -> list[float]:
+        """Returns loss sum, images right at the first place, among the first k, images."""
+        return [float(self._loss), *map(float, self._correct.tolist()), float(self._seen)]
+
+    def metrics(self, prefix: str) -> dict[str, float | None]:
+        """Returns the row of a log line: mean loss and top-1 of this rank so far."""
+        loss, correct1, _, seen = self.sums()
+        return {f"{prefix}.loss": loss / seen, f"{prefix}.top1": 100.0 * correct1 / seen}
+
+    def confusion(self) -> Confusion:
+        """Returns which classes were taken for which, over all ranks."""
+        return Confusion.of(*concat_over_ranks(torch.cat(self._answers, dim=1).cpu()).numpy())
 
 
 class Validator:
@@ -136,18 +188,13 @@ class Validator:
         num_batches = min(len(loader), self.max_batches or len(loader))
         warmup = min(5, num_batches // 4)
         throughput, latency = Throughput(warmup), LatencyMeter(warmup)
-        loss_sum = torch.zeros((), device=self.device.torch_device)
-        correct = torch.zeros(2, dtype=torch.int64, device=self.device.torch_device)
-        seen = 0
+        tally = _Tally(self.topk, self.device.torch_device)
         row: dict[str, float | None] = {}
         for step, (images, target) in enumerate(throughput.timed(loader, num_batches), 1):
             logits = self._forward(model, images, latency)
-            loss_sum += self.criterion(logits, target) * len(target)
-            correct += topk_correct(logits, target, (1, self.topk))
-            seen += len(target)
+            tally.add(logits, target, self.criterion(logits, target))
             if step % self.print_freq == 0:
-                row = {f"{prefix}.loss": float(loss_sum) / seen}
-                row[f"{prefix}.top1"] = 100.0 * int(correct[0]) / seen
+                row = tally.metrics(prefix)
                 self.logger.log((epoch, iteration, step), row)
             if step in (warmup, num_batches):
                 self.device.synchronize()
@@ -156,8 +203,7 @@ class Validator:
             self._between_steps()
         if (news := loader.news()) is not None:
             self.logger.warning(news)
-        sums = [float(loss_sum), *(float(count) for count in correct.tolist()), float(seen)]
-        loss, correct1, correctk, total = sum_over_ranks(sums)
+        loss, correct1, correctk, total = sum_over_ranks(tally.sums())
         if not total:
             raise DataError("validation saw no image; check the val folder or val.txt")
         if not math.isfinite(loss):
@@ -169,7 +215,7 @@ class Validator:
         if (times := latency.summary()) is not None:
             speed |= times.metrics(prefix)
         counts = int(correct1), int(correctk), int(total)
-        return Validation(loss / total, *counts, self.topk, prefix, speed)
+        return Validation(loss / total, *counts, self.topk, prefix, speed, tally.confusion())
 
     def _forward(
         self, model: nn.Module, images: torch.Tensor, latency: LatencyMeter

@@ -21,7 +21,7 @@ LEVELS: dict[int, set[str]] = {
         "device_feed", "cpu_features", "safe_load", "sample_reader", "bad_images", "option_parser",
         "index_cache", "index_arrays", "user_cache", "packing", "batch_ring",
         "interruption", "cifar", "pixel_index", "plain_pickle", "download", "small_images",
-        "models"},
+        "confusion", "environment", "models"},
     1: {"distributed", "logger", "dlll_log", "log_sinks"},
     2: {"checkpoint", "pretrained", "loader_worker", "pytorch_loader", "synthetic_loader",
         "fast_loader", "dali_loader", "resident_loader", "dataloaders", "workspace"},
@@ -32,11 +32,13 @@ LEVELS: dict[int, set[str]] = {
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 
 PACKAGE = sorted((ROOT / "image_classification").glob("*.py"))
-PACKAGE += sorted((ROOT / "image_classification/fast_loader").glob("[a-z]*.py"))
+FOLDERS = ("fast_loader", "report")  # each counts as one module
+for folder in FOLDERS:
+    PACKAGE += sorted((ROOT / "image_classification" / folder).glob("*.py"))
 # Started with python -m.
 COMMANDS = [
     ROOT / "image_classification" / name
-    for name in ("dataset_tools.py", "report.py", "fast_loader/build.py")
+    for name in ("dataset_tools.py", "report/__main__.py", "fast_loader/build.py")
 ]
 ENTRIES = sorted(ROOT.glob("*.py"))
 MODULES = [*PACKAGE, *sorted((ROOT / "models").glob("*.py")), *ENTRIES]
@@ -50,7 +52,7 @@ ENVIRONMENT_MODULES = {
 
 
 def name_of(path: Path) -> str:
-    return path.parent.name if path.parent.name in ("models", "fast_loader") else path.stem
+    return path.parent.name if path.parent.name in ("models", *FOLDERS) else path.stem
 
 
 def internal_imports(tree: ast.AST) -> set[str]:

@@ -24,8 +24,13 @@ from image_classification.metrics import (
     LatencyMeter,
     Throughput,
     mean_and_spread,
-    topk_correct,
+    ranked_classes,
 )
+from image_classification.metrics import topk_correct as count_ranked
+
+
+def topk_correct(logits: torch.Tensor, target: torch.Tensor, ks: tuple[int, ...]) -> torch.Tensor:
+    return count_ranked(ranked_classes(logits, max(ks)), target, ks)
 
 
 def test_topk_counts_like_sorting_every_row() -> None:
@@ -76,7 +81,15 @@ def test_topk_never_reads_a_value() -> None:
 )
 def test_topk_refuses_nonsense(shape: tuple[int, ...], ks: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must"):
-        topk_correct(torch.zeros(shape), torch.zeros(4, dtype=torch.int64), ks)
+        count_ranked(
+            torch.zeros(shape, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), ks
+        )
+
+
+@pytest.mark.parametrize(("shape", "k"), [((4, 3), 0), ((4,), 1)])
+def test_ranking_refuses_nonsense(shape: tuple[int, ...], k: int) -> None:
+    with pytest.raises(ValueError, match="must"):
+        ranked_classes(torch.zeros(shape), k)
 
 
 class Clock:

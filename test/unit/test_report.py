@@ -1,21 +1,31 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and result blocks from logs of runs."""
+"""Tables, pages and result blocks from logs of runs."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import math
 import platform
+import re
+import statistics
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from image_classification import report
+from image_classification.report import __main__ as report
+from image_classification.report.plots import thinned
+from image_classification.report.run_log import read_run
 
 SETTINGS = {
-    "processes": 8, "device_type": "npu", "amp_type": "float16", "torch": "2.4.1+cpu",
-    "optimizer_batch_size": 128,
+    "processes": 8, "amp_type": "float16", "optimizer_batch_size": 128,
+    "environment": {"device": "npu", "versions": {"torch": "2.4.1+cpu"}},
 }  # fmt: skip
 
 
@@ -45,8 +55,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_table_has_the_documents_columns(folder: Path, tmp_path: Path, capsys) -> None:
-    other = write_log(tmp_path / "new", [("parameter", None, {"torch": "2.9.0"})])
-    assert report.main([str(folder), str(other)]) == 0
+    settings = {"environment": {"versions": {"torch": "2.9.0"}}}
+    other = write_log(tmp_path / "new", [("parameter", None, settings)])
+    assert report.main([str(folder), str(other), "--no-html"]) == 0
     header, rule, first, second = capsys.readouterr().out.splitlines()
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in (header, first, second)
@@ -93,13 +104,13 @@ def test_one_process_has_no_report_of_scaling(folder: Path, tmp_path: Path) -> N
 
 def test_the_average_counts_where_there_is_one(tmp_path: Path) -> None:
     rows = [("parameter", None, SETTINGS), ("epoch", 0, epoch(5.0, 10.0) | {"val_ema.top1": 7.0})]
-    assert report.read_run(write_log(tmp_path, rows)).top1 == 7.0
+    assert read_run(write_log(tmp_path, rows)).top1 == 7.0
 
 
 def test_a_log_that_was_cut_off(folder: Path) -> None:
     path = folder / "metrics.jsonl"
     path.write_text(path.read_text() + '{"type": "epoch", "epo\n[]\nnull\n')
-    assert len(report.read_run(folder).epochs) == 2
+    assert len(read_run(folder).epochs) == 2
 
 
 def test_no_log_is_one_line(folder: Path, tmp_path: Path, capsys) -> None:
@@ -107,3 +118,142 @@ def test_no_log_is_one_line(folder: Path, tmp_path: Path, capsys) -> None:
     assert "give the folder of a run" in capsys.readouterr().err
     assert report.main([str(folder), "--case", "x"]) == 2
     assert "--case needs one RUN_DIR" in capsys.readouterr().err
+
+
+# ---- the page
+
+CLASSES = ["ant", "<script>alert(1)</script>", "cat & co"]
+ANSWERS = {"group": "val", "epoch": 1, "top1": 50.0, "classes": CLASSES,
+           "confusion": [[0, 0, 1], [0, 1, 2], [1, 1, 2], [2, 1, 1]]}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a browser would see and fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "style", "srcset", "action"):
+                self.fetched += re.findall(r"url\(([^)]*)\)", value or "")
+                self.fetched += [] if name == "style" else [value or ""]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data + "\n"
+
+
+def train_row(epoch: int, iteration: int, rate: float, start: str, seconds: float) -> str:
+    data = {"train.total_ips": rate, "train.data_wait": 3.0, "train.lr": 0.1 / iteration}
+    return json.dumps({"type": "train", "epoch": epoch, "iteration": iteration, "run_id": start,
+                       "elapsed": seconds, "data": data})  # fmt: skip
+
+
+def make_page(capsys: Any, *arguments: str | Path) -> Page:
+    assert report.main([str(argument) for argument in arguments]) == 0
+    path = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("page: "))
+    return Page(path.read_text("utf-8"))
+
+
+def test_the_page_shows_the_run_and_fetches_nothing(folder: Path, capsys) -> None:
+    (folder / "confusion.json").write_text(json.dumps(ANSWERS))
+    with open(folder / "metrics.jsonl", "a") as log:
+        text = "images/s fell <b>"
+        row = {"type": "message", "data": {"level": "warning", "text": text}}
+        log.write(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    page = make_page(capsys, folder)
+    assert page.tags.count("svg") == 4
+    assert "script" not in page.tags and "link" not in page.tags
+    assert all(target.startswith("#") for target in page.fetched), page.fetched
+    for expected in (
+        "61.65 %", "best top-1 (epoch 2)", "133.3", "learning rate", "waiting for data (%)",
+        "6 validation images of epoch 2, the best: 50.00 % right.", "cat & co",
+        "<script>alert(1)</script>", "<script>alert(1)</script> (2)",
+        "images/s fell <b> (2 times)", "optimizer_batch_size", "2.4.1+cpu",
+    ):  # fmt: skip
+        assert expected in page.words, expected
+    again = (folder / "report.html").read_bytes()
+    make_page(capsys, folder)
+    assert (folder / "report.html").read_bytes() == again
+
+
+def test_several_runs_beside_each_other(folder: Path, tmp_path: Path, capsys) -> None:
+    other = write_log(tmp_path / "cost_$x_in_$", [
+        ("parameter", None, {**SETTINGS, "processes": 2}), ("epoch", 0, epoch(40.0, 100.0)),
+    ])  # fmt: skip
+    page = make_page(capsys, folder, other, "--html", tmp_path / "both.html")
+    words = page.words.split("\n")
+    assert "2 runs" in words and "2p-NPU" in words and "8p-NPU" in words
+    assert sum("cost_$x_in_$" in word for word in words) >= 4  # table, legends, settings
+
+
+def test_many_classes_are_an_image(folder: Path, capsys) -> None:
+    classes = [f"class {number}" for number in range(1500)]
+    confusion = [[number, number, 1] for number in range(1500)]
+    (folder / "confusion.json").write_text(
+        json.dumps({**ANSWERS, "classes": classes, "confusion": confusion})
+    )
+    page = make_page(capsys, folder)
+    (image,) = [target for target in page.fetched if not target.startswith("#")]
+    assert image.startswith("data:image/png;base64,")
+    picture = Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2])))
+    assert picture.size == (1000, 1000)
+    assert picture.getpixel((0, 0)) == (0, 114, 178)  # class 0 is always recognised
+    assert picture.getpixel((999, 0)) == (255, 255, 255)
+
+
+def test_an_evaluation_has_no_curves(tmp_path: Path, capsys) -> None:
+    rows = [("parameter", None, SETTINGS), ("summary", None, {"val.top1": 71.5})]
+    folder = write_log(tmp_path / "evaluated", rows)
+    (folder / "confusion.json").write_text(json.dumps({**ANSWERS, "epoch": None}))
+    page = make_page(capsys, folder)
+    assert "svg" not in page.tags and "71.50 %" in page.words
+    assert "6 validation images of the evaluation: 50.00 % right." in page.words
+
+
+def test_a_run_in_several_starts_is_one_curve(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, [("parameter", None, SETTINGS)])
+    with open(folder / "metrics.jsonl", "a") as log:
+        for row in (train_row(0, 10, 100.0, "first", 5.0), train_row(0, 20, 1.0, "first", 9.0),
+                    train_row(0, 20, 110.0, "second", 3.0), train_row(1, 10, 120.0, "second", 7.0)):
+            log.write(row + "\n")  # fmt: skip
+    run = read_run(folder)
+    assert [row[:3] for row in run.train] == [(0, 10, 5.0), (0, 20, 12.0), (1, 10, 16.0)]
+    assert [row.metrics["train.total_ips"] for row in run.train] == [100.0, 110.0, 120.0]
+    assert run.seconds == 16.0
+
+
+def test_long_curves_are_thinned_with_their_own_average() -> None:
+    rates = [(float(x), 100.0 if x % 2 else 300.0) for x in range(1200)]
+    thin = thinned([*rates, (1200.0, math.nan)], statistics.harmonic_mean)
+    assert len(thin) == 600 and thin[0] == (1.0, pytest.approx(150.0))
+    assert thinned([], statistics.fmean) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"classes": []}', "null", "\xff",
+     json.dumps({**ANSWERS, "confusion": [[0, 9, 1]]})],
+)  # fmt: skip
+def test_a_damaged_confusion_is_told_and_left_out(folder: Path, content: str, capsys) -> None:
+    (folder / "confusion.json").write_text(content, "latin-1")
+    page = make_page(capsys, folder)
+    assert "confusion.json cannot be used" in page.words and "Confusion matrix" not in page.words
+
+
+def test_without_matplotlib_the_table_is_there(folder: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert report.main([str(folder)]) == 2
+    shown = capsys.readouterr()
+    assert "8p-NPU" in shown.out and "pip install matplotlib" in shown.err
+    assert len(shown.err.splitlines()) == 1 and not (folder / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_line(folder: Path, tmp_path: Path, capsys) -> None:
+    assert report.main([str(folder), "--html", str(tmp_path / "none" / "page.html")]) == 2
+    assert "choose another with --html FILE" in capsys.readouterr().err

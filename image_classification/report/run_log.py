@@ -1,0 +1,219 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reads what a run has left in its folder. Logs may be cut off, and come from anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from image_classification.confusion import Confusion
+from image_classification.data_index import printable
+from image_classification.errors import DataError
+
+LOG_NAME = "metrics.jsonl"
+CONFUSION_NAME = "confusion.json"
+
+#: Metric -> value; NaN and the infinities are floats again.
+Metrics = dict[str, float]
+
+_NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+class TrainRow(NamedTuple):
+    """A log line within an epoch.
+
+    Attributes:
+        epoch: From 0.
+        iteration: From 1.
+        seconds: Time that all starts of the run had taken by then.
+        metrics: Values since the line before.
+    """
+
+    epoch: int
+    iteration: int
+    seconds: float
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one validation, from confusion.json.
+
+    Attributes:
+        epoch: Epoch from 0, None for an evaluation.
+        averaged: Whether the averaged weights (EMA) gave them.
+        classes: Name of each class.
+        confusion: Which classes were taken for which.
+    """
+
+    epoch: int | None
+    averaged: bool
+    classes: list[str]
+    confusion: Confusion
+
+
+@dataclass
+class RunLog:
+    """A run: the settings of its last start, the metrics of all starts.
+
+    Attributes:
+        name: The folder, as it was given.
+        parameters: Its settings.
+        epochs: Metrics of each epoch by its number; an epoch that was repeated counts as repeated.
+        train: The log lines within epochs, in order; lines that were repeated count as repeated.
+        summary: The last row of the run itself: of an evaluation all there is.
+        warnings: What the runs warned of.
+        seconds: Time that all starts took together.
+        answers: Those of the best validation (or of the evaluation), None where there are none.
+    """
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    epochs: dict[int, Metrics] = field(default_factory=dict)
+    train: list[TrainRow] = field(default_factory=list)
+    summary: Metrics = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    answers: Answers | None = None
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Machine and software of the last start."""
+        found = self.parameters.get("environment")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def processes(self) -> int:
+        """Number of processes, one for each device."""
+        return int(self.parameters.get("processes") or 1)
+
+    @property
+    def top1(self) -> float | None:
+        """Validation top-1 (%) after the last epoch, of the average where there is one."""
+        last = self.epochs[max(self.epochs)] if self.epochs else self.summary
+        return last.get("val_ema.top1", last.get("val.top1"))
+
+    @property
+    def best(self) -> tuple[float, int] | None:
+        """The highest validation top-1 (%) and its epoch from 0; the average's if there is one."""
+        found = [
+            (top1, -epoch)
+            for epoch, row in self.epochs.items()
+            if (top1 := row.get("val_ema.top1", row.get("val.top1"))) is not None
+        ]
+        return (max(found)[0], -max(found)[1]) if found else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training throughput over all devices: images of all epochs / their time."""
+        rates = [rate for row in self.epochs.values() if (rate := row.get("train.total_ips"))]
+        # Epochs have equal numbers of images: their harmonic mean is images / time.
+        return len(rates) / sum(1.0 / rate for rate in rates) if rates else None
+
+    @property
+    def loss(self) -> float | None:
+        """Mean training loss of the last epoch."""
+        return self.epochs[max(self.epochs)].get("train.loss") if self.epochs else None
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimizer step over all devices."""
+        return int(self.parameters.get("optimizer_batch_size") or 0)
+
+
+def read_run(folder: Path) -> RunLog:
+    """Read a run's metrics.jsonl and confusion.json.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        What the files say. Rows that are cut off (the run was killed) are passed over.
+
+    Raises:
+        DataError: There is no log, or no run in it.
+    """
+    path = folder / LOG_NAME
+    found = RunLog(printable(folder))
+    start, before, seen = None, 0.0, 0.0
+    for row in _rows(path):
+        if row["run_id"] != start:  # a new start of the program: its clock begins at 0
+            start, before = row["run_id"], seen
+        seen = before + row["elapsed"]
+        _add(found, row, seen)
+    found.seconds = seen
+    if not found.parameters:
+        raise DataError(f"{printable(path)} holds no run")
+    try:
+        found.answers = _read_answers(folder / CONFUSION_NAME)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        found.warnings.append(f"{CONFUSION_NAME} cannot be used: {printable(str(error), 200)}")
+    return found
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the log that have the parts that all rows have."""
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(
+            f"{printable(path)} cannot be read ({error.strerror}); give the folder of a run"
+        ) from error
+    for line in lines:
+        try:
+            row = json.loads(line)
+            yield {
+                "type": row["type"],
+                "data": dict(row["data"]),
+                "run_id": row.get("run_id"),
+                "elapsed": float(row.get("elapsed") or 0.0),
+                "epoch": int(row["epoch"]) if row.get("epoch") is not None else -1,
+                "iteration": int(row["iteration"]) if row.get("iteration") is not None else 0,
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+
+
+def _add(found: RunLog, row: dict[str, Any], seconds: float) -> None:
+    kind, data, epoch = row["type"], row["data"], row["epoch"]
+    if kind == "parameter":
+        found.parameters = data
+    elif kind == "epoch":
+        found.epochs[epoch] = _numbers(data)
+    elif kind == "train":
+        position = epoch, row["iteration"]
+        while found.train and found.train[-1][:2] >= position:
+            found.train.pop()  # lost with the start that wrote it
+        found.train.append(TrainRow(*position, seconds, _numbers(data)))
+    elif kind == "summary":
+        found.summary = _numbers(data)
+    elif kind == "message" and data.get("level") in ("warning", "error"):
+        found.warnings.append(str(data.get("text")))
+
+
+def _numbers(data: dict[str, Any]) -> Metrics:
+    values = {
+        name: _NOT_FINITE.get(value) if isinstance(value, str) else value
+        for name, value in data.items()
+    }
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def _read_answers(path: Path) -> Answers | None:
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text("utf-8"))
+    classes = [str(name) for name in content["classes"]]
+    epoch = content["epoch"]
+    return Answers(
+        None if epoch is None else int(epoch), content["group"] == "val_ema", classes,
+        Confusion.from_json(content["confusion"], len(classes)),
+    )  # fmt: skip
