@@ -11,4 +11,5 @@ export IMAGENET_TRAIN_DATASET
 # DEVICE=auto|cuda|npu|mlu|xpu|cpu       the kind of device
 # NPROC=N                                processes, one per device
 # PRECISION=FP32|FP16|AMP                inference only (FP32)
+# CIFAR_DATASET=DIR                      the CIFAR scripts only (downloaded into data/)
 # PYTHON=/path/to/python                 (.venv/bin/python, else python3)

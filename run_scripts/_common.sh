@@ -3,7 +3,8 @@
 # shellcheck shell=bash disable=SC2034
 # What the recipes share; sourced by them, not run.
 #
-# From the environment: DEVICE, NPROC, PYTHON, IMAGENET_TRAIN_DATASET and, for inference, PRECISION.
+# From the environment: DEVICE, NPROC, PYTHON, IMAGENET_TRAIN_DATASET (CIFAR: CIFAR_DATASET) and, for
+# inference, PRECISION.
 
 set -euo pipefail
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,21 +24,28 @@ NGC_RESNET50_V15_90E=(
 
 # show_usage POSITIONAL VARIABLES: what -h as the first argument prints.
 show_usage() {
+    local dataset=IMAGENET_TRAIN_DATASET
+    if [ -n "${DATA+set}" ]; then dataset=CIFAR_DATASET; fi
     cat <<END
 usage: bash run_scripts/$NAME.sh [$1] [flags of main.py ...]
 
 Flags given here come after those of the recipe and win; python main.py -h lists all of them.
-From the environment (env.sh explains them): IMAGENET_TRAIN_DATASET, PYTHON=$PYTHON,
+From the environment (env.sh explains them): $dataset, PYTHON=$PYTHON,
 $2
 END
 }
 
-# need_dataset: checks what every recipe needs before it starts.
-need_dataset() {
+# need_python: checks what every recipe needs before it starts.
+need_python() {
     if ! command -v "$PYTHON" >/dev/null; then
         echo "$NAME: PYTHON=$PYTHON cannot be run: name a Python, or bash scripts/setup_env.sh" >&2
         exit 2
     fi
+}
+
+# need_dataset: checks what every recipe for ImageNet needs before it starts.
+need_dataset() {
+    need_python
     if [ -z "${IMAGENET_TRAIN_DATASET:-}" ]; then
         echo "please set environment variable IMAGENET_TRAIN_DATASET." >&2
         echo "(env.sh does: source env.sh; or IMAGENET_TRAIN_DATASET=DIR before the command)" >&2
@@ -45,7 +53,8 @@ need_dataset() {
     fi
 }
 
-# train DEVICE NPROC FLAGS... -- [WORKSPACE] [EXTRA FLAGS...]: becomes the launcher.
+# train DEVICE NPROC FLAGS... -- [WORKSPACE] [EXTRA FLAGS...]: becomes the launcher. The data is
+# what the recipe has put into DATA (see use_cifar), else ImageNet.
 train() {
     local device=${DEVICE:-$1} nproc=${NPROC:-$2} flags=()
     shift 2
@@ -69,10 +78,21 @@ train() {
             shift
             ;;
     esac
-    need_dataset
+    if [ -z "${DATA+set}" ]; then
+        need_dataset
+        DATA=("$IMAGENET_TRAIN_DATASET")
+    fi
+    need_python
     # exec: the launcher takes this shell's place, so that signals reach it.
     exec "$PYTHON" "$ROOT/multiproc.py" --nproc_per_node "$nproc" "$ROOT/main.py" \
-        "$IMAGENET_TRAIN_DATASET" --raport-file raport.json --device "$device" "${flags[@]}" "$@"
+        "${DATA[@]}" --raport-file raport.json --device "$device" "${flags[@]}" "$@"
+}
+
+# use_cifar cifar10|cifar100: the data set of a recipe; CIFAR_DATASET names its folder, else it is
+# downloaded into data/ where it is missing.
+use_cifar() {
+    DATA=(--dataset "$1")
+    if [ -n "${CIFAR_DATASET:-}" ]; then DATA+=("$CIFAR_DATASET"); fi
 }
 
 # newest FILE...: prints the newest of those that exist, if any.

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from runs import ROOT, checkpoint, environment, rows, run_main, same, values, write_images
 
 SMALL = ("--arch", "resnet18", "--image-size", 32, "-b", 4, "-j", 0, "--device", "cpu", "-p", 2,
@@ -39,6 +40,7 @@ def test_a_run_leaves_the_promised_files(straight: Path) -> None:
     names = {path.name for path in straight.iterdir()}
     assert names == {
         "checkpoint.pth.tar", "model_best.pth.tar", "experiment_raport.json", "metrics.jsonl",
+        "confusion.json",
     }  # fmt: skip
     saved = checkpoint(straight / "checkpoint.pth.tar")
     assert saved["epoch"] == 3 and saved["samples_done"] == 0
@@ -63,6 +65,23 @@ def test_the_logs_agree_with_each_other(straight: Path) -> None:
     assert [100 * c / 12 for c in correct] == pytest.approx(from_report)
     # 24 images, 6 batches of 4, a log line every 2 of them
     assert [row["iteration"] for row in rows(straight, "train")] == [2, 4, 6] * 3
+
+
+def test_the_confusion_matrix_is_that_of_the_best_epoch(straight: Path) -> None:
+    found = json.loads((straight / "confusion.json").read_text())
+    saved = checkpoint(straight / "model_best.pth.tar")
+    assert (found["epoch"], found["top1"]) == (saved["best_epoch"], saved["best_prec1"])
+    assert found["group"] == "val_ema" and found["classes"] == saved["classes"]
+    correct = sum(count for target, predicted, count in found["confusion"] if target == predicted)
+    assert sum(count for *_, count in found["confusion"]) == 12
+    assert 100 * correct / 12 == pytest.approx(found["top1"])
+
+
+def test_the_log_names_machine_and_software(straight: Path) -> None:
+    (parameters,) = rows(straight, "parameter")
+    found = parameters["data"]["environment"]
+    assert found["device"] == "cpu" and found["threads"] == 1
+    assert found["versions"]["torch"] == torch.__version__
 
 
 def test_the_learning_rate_ends_at_its_end(straight: Path) -> None:
@@ -113,6 +132,22 @@ def test_evaluation_is_one_pass_whatever_epochs_says(images: Path, straight: Pat
     assert "evaluating the averaged (EMA) weights" in done.stdout
     assert re.search(r"evaluated: top-1 [0-9.]+ % .* images/s, ", done.stdout)
     assert not (workspace / "checkpoint.pth.tar").exists()
+    trained, evaluated = (
+        json.loads((folder / "confusion.json").read_text()) for folder in (straight, workspace)
+    )
+    assert evaluated["epoch"] is None and evaluated["confusion"] == trained["confusion"]
+
+
+def test_the_report_shows_the_run(straight: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-m", "image_classification.report", str(straight), "--html", page]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    top1 = values(straight, "epoch", "val_ema.top1")
+    assert f"{top1[-1]:.2f}" in done.stdout
+    text = page.read_text("utf-8")
+    assert text.count("<svg") == 4 and "class_2" in text and f"{max(top1):.2f} %" in text
 
 
 def test_an_earlier_run_is_never_overwritten(images: Path, straight: Path) -> None:
@@ -134,6 +169,8 @@ def test_two_ranks_see_the_same_samples(images: Path, tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     for metric in ("val.correct", "val.seen"):
         assert values(one, "epoch", metric) == values(two, "epoch", metric)
+    confused = [json.loads((run / "confusion.json").read_text())["confusion"] for run in (one, two)]
+    assert confused[0] == confused[1] and sum(count for *_, count in confused[0]) == 12
     assert (two / "GPU_1.log").exists()
 
 

@@ -32,9 +32,11 @@ RECIPES = [
     ("NGC_ResNet50v15_FP32_90E_8NPUS_Train", "npu", 8, False),
 ]
 AMP_4MLUS = RECIPES[0][0]
+CIFAR100, CIFAR10 = "CIFAR100_ResNet50_AMP_200E_Train", "CIFAR10_ResNet50_AMP_30E_Train"
 INFER = "NGC_ResNet50v15_Infer"
 SETTINGS = {
     *("DEVICE", "NPROC", "PYTHON", "PRECISION", "IMAGENET_TRAIN_DATASET", "IMAGE_NAME"),
+    "CIFAR_DATASET",
     *("SHM_SIZE", "DOCKER_FLAGS", "HOST_ROOT", "CUDA_VISIBLE_DEVICES", "MLU_VISIBLE_DEVICES"),
     "ASCEND_RT_VISIBLE_DEVICES",
 }
@@ -98,8 +100,8 @@ def test_shellcheck() -> None:
 
 
 def test_every_recipe_is_listed_here() -> None:
-    names = {path.stem for path in (ROOT / "run_scripts").glob("NGC_*.sh")}
-    assert names == {name for name, *_ in RECIPES} | {INFER}
+    names = {path.stem for path in (ROOT / "run_scripts").glob("[A-Z]*.sh")}
+    assert names == {name for name, *_ in RECIPES} | {INFER, CIFAR100, CIFAR10}
 
 
 @pytest.mark.parametrize(("name", "device", "nproc", "amp"), RECIPES)
@@ -120,6 +122,30 @@ def test_recipe(
         "dist_backend": None,
     }  # fmt: skip
     assert {key: options[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "epochs", "batch", "rate"),
+    [(CIFAR100, "cifar100", 200, 128, 0.1), (CIFAR10, "cifar10", 30, 512, 0.4)],
+)
+def test_cifar_recipe(
+    tmp_path: Path, fake_python: str, name: str, dataset: str, epochs: int, batch: int, rate: float
+) -> None:
+    argv, _ = recipe(name, cwd=tmp_path, PYTHON=fake_python)
+    options = vars(options_of(argv))
+    expected = {
+        "directory": None, "dataset": dataset, "device": "auto", "amp": True, "lr": rate,
+        "arch": "resnet50_cifar", "epochs": epochs, "batch_size": batch, "run_name": name,
+        "optimizer_batch_size": batch, "lr_schedule": "cosine", "warmup": 5, "nesterov": True,
+        "weight_decay": 5e-4, "label_smoothing": 0.1, "cutout": 8, "raport_file": "raport.json",
+    }  # fmt: skip
+    assert {key: options[key] for key in expected} == expected
+    settings = {"CIFAR_DATASET": "/data/my cifar", "NPROC": "4"}
+    argv, _ = recipe(name, "out", "--epochs", "1", cwd=tmp_path, PYTHON=fake_python, **settings)
+    options = vars(options_of(argv))
+    assert argv[2] == "4" and options["batch_size"] == batch // 4
+    assert (options["directory"], options["workspace"]) == ("/data/my cifar", "out")
+    assert (options["epochs"], options["optimizer_batch_size"]) == (1, batch)
 
 
 def test_device_and_nproc_from_the_environment(tmp_path: Path, fake_python: str) -> None:
@@ -160,12 +186,13 @@ def test_missing_data_set(tmp_path: Path, fake_python: str, name: str, env: dict
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("name", [AMP_4MLUS, INFER])
+@pytest.mark.parametrize("name", [AMP_4MLUS, INFER, CIFAR10])
 def test_usage(tmp_path: Path, fake_python: str, name: str) -> None:
     result = run(["bash", str(ROOT / f"run_scripts/{name}.sh"), "-h"], tmp_path, PYTHON=fake_python)
     assert result.returncode == 0
     assert f"usage: bash run_scripts/{name}.sh [WORKSPACE" in result.stdout
-    assert "IMAGENET_TRAIN_DATASET" in result.stdout
+    dataset = "CIFAR_DATASET" if name == CIFAR10 else "IMAGENET_TRAIN_DATASET"
+    assert f"(env.sh explains them): {dataset}," in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [[AMP_4MLUS], [INFER, "weights.pth.tar"]])
