@@ -26,27 +26,33 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from image_classification.affinity import MAX_THREADS
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.errors import UsageError, UserError, tell
+from image_classification.interruption import EXIT_CODE, Interruption, Stopped
 from image_classification.option_parser import OptionParser
+from image_classification.run_files import (
+    BEST_NAME,
+    CONFUSION_NAME,
+    METRICS_NAME,
+    RESERVED_NAMES,
+)
+from image_classification.save_interval import SaveInterval
 from models import find_arch, model_names
 
 if TYPE_CHECKING:
     import torch
 
     from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
+    from image_classification.checkpoint_files import CheckpointFiles
     from image_classification.dataloaders import Loader
     from image_classification.datasets import Splits
     from image_classification.device import Device
     from image_classification.distributed import Launch
-    from image_classification.interruption import Interruption
+    from image_classification.epochs import EpochLoop
     from image_classification.logger import Logger
     from image_classification.training import Trainer
-    from image_classification.validation import Validation, Validator
+    from image_classification.validation import Validator
     from image_classification.workspace import Use
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
-BEST_NAME = "model_best.pth.tar"
-CONFUSION_NAME = "confusion.json"
-RESERVED_NAMES = (BEST_NAME, CONFUSION_NAME, "metrics.jsonl")
 SAMPLE_PREFIX = "sample:"
 DEFAULT_CROP_SCALE = (0.08, 1.0)
 LARGEST_SEED = 2**63 - 1
@@ -244,6 +250,9 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add("--no-checkpoints", dest="save_checkpoints", action="store_false")
     add("--checkpoint-filename", "--checkpoint", default="checkpoint.pth.tar", metavar="NAME",
         help="name of the last checkpoint (default: checkpoint.pth.tar)")
+    add("--checkpoint-interval", type=_interval, default="10m", metavar="TIME",
+        help="also save within an epoch: every so many minutes (10m), seconds (30s), hours (1h) or "
+        "optimizer steps (500); 0: never (default: 10m)")
     add("--gather-checkpoints", type=int, nargs="?", const=-1, default=0, metavar="N",
         help="also keep checkpoint_<epoch>.pth.tar of the last N epochs (bare: all)")
     add("--raport-file", default="experiment_raport.json", metavar="NAME",
@@ -268,6 +277,15 @@ def _boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"expected True or False, received {text!r}")
     return values[text.lower()]
+
+
+def _interval(text: str) -> str:
+    try:
+        SaveInterval.parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a time like 10m (30s, 1h) or steps like 500, received {text!r}") from None
+    return text
 
 
 def _int_list(text: str) -> list[int]:
@@ -465,7 +483,7 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
 
 def run_files(args: argparse.Namespace) -> list[str]:
     """The files by which a run's folder is known, its last checkpoint first."""
-    return [args.checkpoint_filename, BEST_NAME, args.raport_file, "metrics.jsonl"]
+    return [args.checkpoint_filename, BEST_NAME, args.raport_file, METRICS_NAME]
 
 
 def choose_workspace(args: argparse.Namespace, seed: int | None) -> tuple[Path, Use]:
@@ -563,10 +581,11 @@ class Run:
     accumulation_steps: int
     amp_dtype: torch.dtype | None
     memory_format: torch.memory_format
+    files: CheckpointFiles
     interruption: Interruption
 
 
-def run(args: argparse.Namespace, notes: list[str]) -> None:
+def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) -> None:
     """Binds the device, joins the other processes and runs every seed."""
     from image_classification import affinity, distributed
     from image_classification.device import Device
@@ -582,7 +601,8 @@ def run(args: argparse.Namespace, notes: list[str]) -> None:
     affinity.bind(args.gpu_affinity, launch.local_rank, launch.local_world_size)
     distributed.init(launch, device, args.dist_backend)
     try:
-        top1 = [run_seed(args, launch, device, seed, notes) for seed in args.seeds or [args.seed]]
+        top1 = [run_seed(args, launch, device, seed, notes, interruption)
+                for seed in args.seeds or [args.seed]]
     except Exception as error:
         if (explained := failures.explain(error, device, args.batch_size)) is not None:
             raise explained from error
@@ -594,7 +614,8 @@ def run(args: argparse.Namespace, notes: list[str]) -> None:
 
 
 def run_seed(
-    args: argparse.Namespace, launch: Launch, device: Device, seed: int | None, notes: list[str]
+    args: argparse.Namespace, launch: Launch, device: Device, seed: int | None, notes: list[str],
+    interruption: Interruption,
 ) -> float | None:
     """One whole run; returns the best top-1 in percent, None if nothing was validated."""
     import torch
@@ -605,7 +626,8 @@ def run_seed(
     from image_classification.workspace import tidy
 
     started = time.perf_counter()
-    state, precision = open_run(argparse.Namespace(**vars(args)), launch, device, seed)
+    state, precision = open_run(
+        argparse.Namespace(**vars(args)), launch, device, seed, interruption)
     args, logger = state.args, state.logger
     with tidy(state.workspace, run_files(args)), logger, contextlib.ExitStack() as cleanup:
         # ---- data and model
@@ -624,9 +646,8 @@ def run_seed(
             torch.nn.CrossEntropyLoss(), device=device, amp_dtype=state.amp_dtype, topk=args.topk,
             world_size=launch.world_size, max_batches=args.prof if args.prof > 0 else None,
             measure_latency=args.evaluate, epochs=1 if args.evaluate else args.epochs,
-            print_freq=args.print_freq, logger=logger, between_steps=state.interruption.check)
+            print_freq=args.print_freq, logger=logger)
         # ---- evaluate or train
-        cleanup.enter_context(state.interruption)
         if args.evaluate:
             result = validator.run(model, loaders["val"], "val")
             best: float | None = result.top1
@@ -634,7 +655,7 @@ def run_seed(
             logger.document(CONFUSION_NAME, result.document(splits.classes, None))
         else:
             trainer = build_trainer(state, model, loaders["train"])
-            best, row = train(state, trainer, validator, loaders, splits)
+            best, row = build_epochs(state, trainer, validator, loaders, splits).run()
             logger.summary({"run.top1_best": best, "run.duration": time.perf_counter() - started})
         # ---- report
         what, seconds = "evaluated" if args.evaluate else "finished", time.perf_counter() - started
@@ -644,19 +665,20 @@ def run_seed(
 
 
 def open_run(
-    args: argparse.Namespace, launch: Launch, device: Device, seed: int | None
+    args: argparse.Namespace, launch: Launch, device: Device, seed: int | None,
+    interruption: Interruption,
 ) -> tuple[Run, str]:
     """Opens workspace, checkpoint and log; settles what the command line leaves open."""
-    from image_classification import checkpoint, distributed, training
-    from image_classification.interruption import Interruption
+    from image_classification import checkpoint_files, distributed, training
     from image_classification.logger import create_logger, new_run_id
     from image_classification.workspace import open_workspace
 
     wanted, use = choose_workspace(args, seed)
     workspace = open_workspace(wanted, traces=run_files(args), use=use, primary=launch.primary)
     skipped: list[str] = []
-    saved = checkpoint.load_resume(
-        args.resume, workspace / args.checkpoint_filename, arch=args.arch, say=skipped.append)
+    files = checkpoint_files.CheckpointFiles(
+        workspace, args.checkpoint_filename, args.gather_checkpoints)
+    saved = checkpoint_files.load_resume(args.resume, files, arch=args.arch, say=skipped.append)
     settle_network(args, saved)
     if seed is None:
         seed = saved["seed"] if saved else distributed.shared_seed()
@@ -673,7 +695,7 @@ def open_run(
     for line in skipped:
         logger.warning(line)
     return Run(args, launch, device, workspace, logger, saved, seed, accumulation, amp_dtype,
-               device.memory_format(args.memory_format, args.amp), Interruption()), precision
+               device.memory_format(args.memory_format, args.amp), files, interruption), precision
 
 
 def load_data(state: Run) -> Splits:
@@ -794,7 +816,7 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
         mixup_alpha=args.mixup, freeze_bn=args.freeze_bn,
         ema=None if args.use_ema is None else ModelEma(model, args.use_ema),
         seed=state.seed, rank=launch.rank, world_size=launch.world_size,
-        between_steps=state.interruption.check)
+        batch_images=args.batch_size * launch.world_size)
     if state.saved is not None:
         lines = checkpoint.changed_settings(state.saved, {**vars(args), "seed": state.seed})
         for line in [*lines, *trainer.load_state_dict(state.saved)]:
@@ -802,94 +824,46 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
     return trainer
 
 
-def train(
+def build_epochs(
     state: Run, trainer: Trainer, validator: Validator, loaders: dict[str, Loader], splits: Splits
-) -> tuple[float | None, dict[str, float | None]]:
-    """The epoch loop; returns the best top-1 (%), if any, and the last epoch's metrics."""
-    args, logger = state.args, state.logger
-    progress: dict[str, Any] = {"epoch": 0, "best_prec1": None, "best_epoch": -1}
-    progress = {key: (state.saved or progress)[key] for key in progress}
-    row: dict[str, float | None] = {}
-
-    def stopped_early() -> bool:
-        stale = progress["epoch"] - 1 - progress["best_epoch"]
-        return progress["epoch"] > 0 and 0 < args.early_stopping_patience <= stale
-
-    last = args.epochs
-    if args.run_epochs > 0:
-        last = min(last, progress["epoch"] + args.run_epochs)
-    if progress["epoch"] >= last or stopped_early():
-        logger.message(f"nothing left to do: {progress['epoch']} of {args.epochs} epochs are done")
-        return progress["best_prec1"], row
-    for epoch in range(progress["epoch"], last):
-        row, result = train_epoch(state, trainer, validator, loaders, epoch)
-        best = progress["best_prec1"]
-        if is_best := result is not None and (best is None or result.top1 > best):
-            progress |= {"best_prec1": result.top1, "best_epoch": epoch}
-            logger.document(CONFUSION_NAME, result.document(splits.classes, epoch))
-        logger.log((epoch,), row)
-        progress["epoch"] = epoch + 1
-        if args.save_checkpoints and state.launch.primary:
-            save_checkpoint(state, trainer, splits, progress, is_best)
-        if stopped_early():
-            logger.message(f"early stop: no better top-1 since epoch {progress['best_epoch'] + 1}")
-            break
-    return progress["best_prec1"], row
-
-
-def train_epoch(
-    state: Run, trainer: Trainer, validator: Validator, loaders: dict[str, Loader], epoch: int
-) -> tuple[dict[str, float | None], Validation | None]:
-    """Trains and validates once; returns the metrics and the result that decides on the best."""
-    from image_classification import distributed
-
-    args, started = state.args, time.perf_counter()
-    loaders["train"].set_position(epoch, 0)
-    row = trainer.train_epoch(
-        loaders["train"], epoch, epochs=args.epochs, print_freq=args.print_freq,
-        logger=state.logger)
-    row["train.epoch_time"] = time.perf_counter() - started
-    if (news := loaders["train"].news()) is not None:
-        state.logger.warning(news)
-    distributed.broadcast_buffers(trainer.model)
-    result = None  # of the average, which comes last, where there is one
-    for prefix, model in trainer.models().items() if "val" in loaders else ():
-        result = validator.run(
-            model, loaders["val"], prefix, epoch=epoch, iteration=trainer.num_batches)
-        row |= result.metrics()
-    return row, result
-
-
-def save_checkpoint(
-    state: Run, trainer: Trainer, splits: Splits, progress: dict[str, Any], best: bool
-) -> None:
-    """Writes the checkpoint from which epoch `progress["epoch"]` goes on (rank 0)."""
+) -> EpochLoop:
+    """Wires what trains epoch by epoch, with what its checkpoints say of the run."""
     from image_classification import checkpoint
+    from image_classification.epochs import EpochLoop, Progress
+    from image_classification.heartbeat import Heartbeat
+    from image_classification.saver import Saver
 
-    args = state.args
+    args, saver, beat = state.args, None, Heartbeat(state.launch.heartbeat).beat
     train_preset, val_preset = presets(args)
-    content = {
-        **progress, **trainer.state_dict(), "format": checkpoint.FORMAT, "samples_done": 0,
-        "arch": args.arch, "num_classes": splits.num_classes, "model_options": model_options(args),
-        "seed": state.seed, "classes": splits.classes, "config": vars(args),
+    about = {
+        "format": checkpoint.FORMAT, "arch": args.arch, "num_classes": splits.num_classes,
+        "model_options": model_options(args), "seed": state.seed, "classes": splits.classes,
+        "config": vars(args),
         "preprocessing": {"train": train_preset.to_dict(), "val": val_preset.to_dict()},
     }
-    checkpoint.save(
-        checkpoint.to_cpu(content), state.workspace, filename=args.checkpoint_filename,
-        best=best, keep=args.gather_checkpoints)
+    if args.save_checkpoints and state.launch.primary:
+        state.files.sweep()
+        saver = Saver(state.files, state.logger.warning, alive=beat)
+    return EpochLoop(
+        trainer, validator, loaders, Progress.of(state.saved), saver=saver, about=about,
+        saves=args.save_checkpoints, interval=SaveInterval.parse(args.checkpoint_interval),
+        epochs=args.epochs, run_epochs=args.run_epochs, patience=args.early_stopping_patience,
+        print_freq=args.print_freq, interruption=state.interruption, beat=beat,
+        logger=state.logger)
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line; user errors become one line each and an exit code."""
+    interruption = Interruption()
+    interruption.install()
     try:
-        run(*parse_args(argv))
+        run(*parse_args(argv), interruption)
         return 0
     except UserError as error:
         return tell("main.py", error)
-    except KeyboardInterrupt:
-        print("main.py: interrupted; --resume auto goes on after the last whole epoch",
-              file=sys.stderr)
-        return 130
+    except Stopped as stop:
+        print(f"main.py: stopped by a signal; {stop.saved}", file=sys.stderr)
+        return EXIT_CODE
 
 
 if __name__ == "__main__":

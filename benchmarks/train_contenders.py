@@ -107,6 +107,7 @@ def build_trainer(arch: str, device: Device, setup: Setup) -> Trainer:
         lr_policy("step", base_lr, total_steps=90 * steps),
         device=device,
         num_batches=steps,
+        batch_images=batch_size,
         amp_dtype=setup.amp_dtype,
         scaler=device.grad_scaler(setup.amp_dtype),
     )

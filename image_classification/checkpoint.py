@@ -1,9 +1,11 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint files: written atomically, read without executing code.
+"""What a checkpoint holds, and reading it without executing code; checkpoint_files.py writes it.
 
 A checkpoint holds CPU tensors and JSON types only. Keys: `epoch` (the epoch in which training goes
-on), `samples_done` (global samples of that epoch already used), `arch`, `num_classes`,
+on), `samples_done` (global samples of that epoch already used), `phase` ("train", or "validate"
+where the training part of the epoch is done, with its metrics in `row`), `sums` (of the epoch so
+far, for its metrics), `arch`, `num_classes`,
 `model_options`, `state_dict` (torchvision's names), `state_dict_ema`, `best_prec1`, `best_epoch`,
 `optimizer` (state keyed by parameter name), `amp` (gradient scaler), `counters`, `seed`, `classes`,
 `preprocessing`, `config`, `format`. `_CHECKS` says what each of them may hold.
@@ -11,29 +13,21 @@ on), `samples_done` (global samples of that epoch already used), `arch`, `num_cl
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import re
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from image_classification.atomic_file import atomic_file, sync_folder
 from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
-from image_classification.data_index import few, printable
+from image_classification.data_index import printable
 from image_classification.errors import CheckpointError
 from image_classification.optimizers import OPTIMIZERS
 from image_classification.safe_load import load_tensors
 from models import model_names
 
 FORMAT = 1
-BEST_NAME = "model_best.pth.tar"
-_NUMBERED = re.compile(r"checkpoint_(\d{4,})\.pth\.tar")
-_COPY_BYTES = 1 << 22
 Check = Callable[[Any, dict[str, Any]], bool]
 
 # Settings that bend the course of a training that goes on.
@@ -47,55 +41,6 @@ _COURSE = (
 )  # fmt: skip
 # Settings of the first weights alone, which a checkpoint replaces.
 _INITIAL = ("conv_init", "zero_init_last_bn")
-
-
-def save(
-    state: dict[str, Any],
-    folder: Path,
-    *,
-    filename: str = "checkpoint.pth.tar",
-    best: bool = False,
-    keep: int = 0,
-) -> None:
-    """Writes the last checkpoint and, from the same bytes, the best and the numbered one.
-
-    Each file is replaced by a rename of a complete, synced file, so that a crash at any moment
-    leaves the previous one. Each is a copy of its own: damage to one leaves the others.
-
-    Args:
-        state: What to save; tensors are expected on the CPU.
-        folder: Existing folder of the run.
-        filename: Name of the last checkpoint.
-        best: Also replace `model_best.pth.tar`.
-        keep: Also keep `checkpoint_<epoch>.pth.tar` of the last `keep` epochs (-1: all, 0: none).
-
-    Raises:
-        CheckpointError: The file could not be written (disk full, no permission, ...).
-    """
-    names = [filename]
-    if best:
-        names.append(BEST_NAME)
-    if keep:
-        names.append(f"checkpoint_{state['epoch'] - 1:04d}.pth.tar")
-    try:
-        # Renamed from the end of the list: the last checkpoint comes last, it commits the epoch.
-        with contextlib.ExitStack() as files:
-            first, *copies = [files.enter_context(atomic_file(folder / name)) for name in names]
-            torch.save(state, first)
-            for copy in copies:
-                first.seek(0)
-                shutil.copyfileobj(first, copy, _COPY_BYTES)
-        sync_folder(folder)
-        if keep > 0:
-            for path in _numbered(folder / filename)[keep:]:
-                path.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as RuntimeError
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"could not write a checkpoint in {folder}: {reason}; "
-            "the previous one is intact; free disk space or choose another --workspace"
-        ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -135,48 +80,6 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_resume(
-    wanted: str | None,
-    last: Path,
-    *,
-    arch: str | None,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any] | None:
-    """Reads what `--resume` names.
-
-    Args:
-        wanted: A path, or None, or "auto" for the newest valid checkpoint of the workspace: the
-            last one; where it cannot be used, of the newest numbered and the best one that can be
-            the one with the most epochs.
-        last: The workspace's last checkpoint, which need not exist.
-        arch: The network that the command line asks for, None for the checkpoint's.
-        say: Told one line per file that "auto" left out: why, and which one is taken instead.
-
-    Returns:
-        The checkpoint; None without `--resume`, or with "auto" where there is none yet.
-
-    Raises:
-        CheckpointError: See `load`; with "auto", if there are files and none is valid; or the
-            checkpoint holds another network.
-    """
-    if wanted is None:
-        return None
-    if wanted == "auto":
-        found = _newest_valid(last, say)
-        if found is None:
-            return None
-        path, saved = found
-    else:
-        path = Path(wanted)
-        saved = load(path)
-    if arch not in (None, saved["arch"]):
-        raise CheckpointError(
-            f"{path} holds a {saved['arch']}, --arch asks for {arch}; drop --arch or choose "
-            "another checkpoint"
-        )
-    return saved
-
-
 def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """Says which settings of the checkpoint the command line replaces.
 
@@ -208,51 +111,23 @@ def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[st
     return lines
 
 
-def to_cpu(value: Any) -> Any:
-    """Copies nested tensors to contiguous CPU tensors; other values are returned as they are."""
+def snapshot(value: Any) -> Any:
+    """Copies nested tensors to contiguous CPU tensors of their own; other values stay as they are.
+
+    The copy does not change while the training goes on.
+    """
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().contiguous()
+        copied = value.detach().cpu().contiguous()
+        return copied.clone() if copied.data_ptr() == value.data_ptr() else copied
     if isinstance(value, dict):
-        return {key: to_cpu(entry) for key, entry in value.items()}
+        return {key: snapshot(entry) for key, entry in value.items()}
     return value
 
 
-def _newest_valid(last: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint from which "auto" goes on and its file; see `load_resume`."""
-    skipped: dict[Path, str] = {}
-
-    def first_valid(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
-        for path in paths:
-            try:
-                return [(path, load(path))]
-            except CheckpointError as error:
-                skipped[path] = str(error)
-        return []
-
-    # A link whose target is gone is a file that cannot be read, not an empty workspace.
-    there = [last] if os.path.lexists(last) else []
-    best = [path for path in [last.with_name(BEST_NAME)] if os.path.lexists(path)]
-    found = first_valid(there) or first_valid(_numbered(last)) + first_valid(best)
-    if not found and not skipped:
-        return None
-    if not found:
-        raise CheckpointError(
-            f"no checkpoint in {last.parent} can be used: {few([path.name for path in skipped])} "
-            f"(the first: {next(iter(skipped.values()))}); restore one, or leave out --resume"
-        )
-    path, saved = max(found, key=lambda entry: entry[1]["epoch"])  # the first of equal ones
-    if not there:
-        skipped[last] = f"{last} does not exist"
-    for reason in skipped.values():
-        say(f"{reason}; --resume auto takes {path} instead (epochs done: {saved['epoch']})")
-    return path, saved
-
-
-def _numbered(last: Path) -> list[Path]:
-    """The numbered checkpoints beside the last one, the highest number first."""
-    beside = [path for path in last.parent.glob("checkpoint_*") if path != last]
-    found = [(_NUMBERED.fullmatch(path.name), path) for path in beside]
-    return [path for _, path in sorted(((int(m[1]), path) for m, path in found if m), reverse=True)]
+def is_finite(state: dict[str, Any]) -> bool:
+    """Whether all weights (and averaged weights) of a checkpoint are finite numbers."""
+    weights = [*state["state_dict"].values(), *(state.get("state_dict_ema") or {}).values()]
+    return all(bool(tensor.isfinite().all()) for tensor in weights)
 
 
 def _refuse_other_optimizer_state(
@@ -395,6 +270,20 @@ def _is_optimizer_state(value: Any, state: dict[str, Any]) -> bool:
     )
 
 
+def _is_row(value: Any, _: dict[str, Any]) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and (entry is None or type(entry) in (int, float))
+        for name, entry in value.items()
+    )
+
+
+def _is_sums(value: Any, _: dict[str, Any]) -> bool:
+    rows = [value["epoch"], *value["ranks"]]
+    lengths = [len(row) for row in rows]
+    numbers = all(type(entry) in (int, float) for row in rows for entry in row)
+    return bool(value["ranks"]) and lengths == [4] + [5] * (len(rows) - 1) and numbers
+
+
 def _is_scaler_state(value: Any, _: dict[str, Any]) -> bool:
     return not value or (all(_is_number(value[key]) for key in _SCALER) and value["scale"] > 0)
 
@@ -421,6 +310,9 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     ),
     "epoch": (lambda value, _: _is_count(value, 2**31), "a whole number from 0"),
     "samples_done": (lambda value, _: _is_count(value), "a whole number from 0"),
+    "phase": (lambda value, _: value in ("train", "validate"), "train or validate"),
+    "row": (_is_row, "metric names with numbers or None"),
+    "sums": (_is_sums, "sums of the epoch (4 numbers) and of each rank (5 numbers)"),
     "best_prec1": (
         lambda value, _: value is None or (_is_number(value) and 0 <= value <= 100),
         "a percentage or None",
@@ -445,4 +337,4 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "optimizer": (_is_optimizer_state, "buffers that fit the tensors of state_dict"),
     "amp": (_is_scaler_state, f"None or numbers {', '.join(_SCALER)}"),
 }
-_OPTIONAL = {"format", "samples_done", "state_dict_ema", "amp"}
+_OPTIONAL = {"format", "samples_done", "phase", "row", "sums", "state_dict_ema", "amp"}

@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from image_classification.errors import LostPeerError, UsageError
+from image_classification.launcher import HEARTBEAT
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ class Launch:
         local_world_size: Number of processes on this node.
         launcher: "none", "multiproc/torchrun" or "slurm".
         master_addr: Host name of rank 0, empty without a launcher.
+        heartbeat: Descriptor to which a byte is written after each step, if anybody reads it.
     """
 
     rank: int = 0
@@ -49,6 +51,7 @@ class Launch:
     local_world_size: int = 1
     launcher: str = "none"
     master_addr: str = ""
+    heartbeat: int | None = None
 
     @property
     def primary(self) -> bool:
@@ -92,9 +95,10 @@ def read_launch() -> Launch:
         )
     if world_size > 1:
         _check_meeting_point()
-    return Launch(
-        rank, local_rank, world_size, local_world_size, launcher, environ.get("MASTER_ADDR", "")
-    )
+    address = environ.get("MASTER_ADDR", "")
+    heartbeat = _number(HEARTBEAT) if HEARTBEAT in environ else None
+    environ.pop(HEARTBEAT, None)  # not for processes that this one starts
+    return Launch(rank, local_rank, world_size, local_world_size, launcher, address, heartbeat)
 
 
 def _number(name: str, default: int | None = None) -> int:
@@ -268,7 +272,7 @@ def wrap(
 
 def shutdown() -> None:
     """Leaves the process group, if this process is in one."""
-    if _active():
+    if is_active():
         import torch.distributed as dist
 
         dist.destroy_process_group()
@@ -283,7 +287,7 @@ def sum_over_ranks(values: list[float]) -> list[float]:
     Returns:
         The sums, the same on every rank.
     """
-    if not _active():
+    if not is_active():
         return values
     import torch
     import torch.distributed as dist
@@ -293,16 +297,29 @@ def sum_over_ranks(values: list[float]) -> list[float]:
     return [float(value) for value in total]
 
 
+def max_over_ranks(value: int) -> int:
+    """Returns the largest of the whole numbers that the ranks pass in."""
+    if not is_active():
+        return value
+    import torch
+    import torch.distributed as dist
+
+    largest = torch.tensor(value, dtype=torch.int64)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def concat_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Joins the columns that the ranks hold, in the order of the ranks.
 
     Args:
-        values: [K, N] int64 on the CPU; N may differ between the ranks and be 0, K may not.
+        values: [K, N] int64 or float64 on the CPU; N may differ between the ranks and be 0, K may
+            not.
 
     Returns:
-        [K, sum of N] int64, the same on every rank.
+        [K, sum of N] of the same type, the same on every rank.
     """
-    if not _active():
+    if not is_active():
         return values
     import torch
     import torch.distributed as dist
@@ -312,7 +329,7 @@ def concat_over_ranks(values: torch.Tensor) -> torch.Tensor:
     counts[rank] = values.shape[1]
     dist.all_reduce(counts)
     # Each rank fills in its own columns; all others add zeros.
-    joined = torch.zeros(values.shape[0], int(counts.sum()), dtype=torch.int64)
+    joined = torch.zeros(values.shape[0], int(counts.sum()), dtype=values.dtype)
     start = int(counts[:rank].sum())
     joined[:, start : start + values.shape[1]] = values
     dist.all_reduce(joined)
@@ -321,7 +338,7 @@ def concat_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 def share_from_primary(value: Any) -> Any:
     """Gives every rank the value (a JSON type) that rank 0 passes in."""
-    if not _active():
+    if not is_active():
         return value
     import torch.distributed as dist
 
@@ -337,7 +354,7 @@ def shared_seed() -> int:
 
 def broadcast_buffers(model: torch.nn.Module) -> None:
     """Copies rank 0's buffers (BatchNorm statistics) into the model of every other rank."""
-    if not _active():
+    if not is_active():
         return
     import torch.distributed as dist
 
@@ -345,7 +362,8 @@ def broadcast_buffers(model: torch.nn.Module) -> None:
         dist.broadcast(buffer, src=0)
 
 
-def _active() -> bool:
+def is_active() -> bool:
+    """Whether this process is one of several that have met."""
     import torch.distributed as dist
 
     return dist.is_available() and dist.is_initialized()

@@ -1,49 +1,110 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C as a request that is answered between two steps."""
+"""The signals that ask a run to stop, answered where nothing is lost.
+
+A scheduler sends SIGTERM or SIGUSR1 before it takes the machine away, a person presses Ctrl-C
+(SIGINT). All three mean the same: save the last finished step and leave with exit code 143.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+EXIT_CODE = 128 + signal.SIGTERM
+# A launcher and a scheduler may both pass on the same request.
+_SAME_REQUEST_S = 1.0
+
+
+class Stopped(BaseException):
+    """The run was asked to stop; `saved` says in a few words what is left of it."""
+
+    def __init__(self, saved: str = "nothing was trained that could be lost") -> None:
+        super().__init__(saved)
+        self.saved = saved
 
 
 class Interruption:
-    """Within it the first SIGINT is noted and answered by `check`; a second one acts at once.
+    """Takes the stop signals over from the moment it is made.
 
-    An exception at any place could be lost in a callback from C++, or be taken there for something
-    else: while a checkpoint is written, for a full disk.
+    Until `held` is entered the first one raises `Stopped` at once: there is nothing to save. Within
+    `held` it is noted, and whoever trains asks for `requested` between two steps; an exception at
+    any place could be lost in a callback from C++, or leave a step half done. A second request is
+    noted too, a third one ends the process without saving. Signals within one second are one.
+
+    Attributes:
+        requested: Whether a stop was asked for.
     """
 
     def __init__(self) -> None:
-        self._received = False
-        self._previous: Any = None
+        self.requested = False
+        self._count = 0
+        self._last = float("-inf")
+        self._holding = False
 
-    def __enter__(self) -> Interruption:
-        """Take the signal over, where the process would have been interrupted by it."""
-        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if default and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
-        return self
+    def install(self) -> None:
+        """Take the signals over, except those that are ignored on purpose (nohup, `&`).
 
-    def __exit__(self, *error: object) -> None:
-        """Give the signal back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        SIGUSR2, which the launcher sends to a run that hangs, writes the stacks of all threads.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return  # a program of the user's that calls main(): its signals are its own
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+        with contextlib.suppress(OSError, ValueError):  # standard error is no file
+            faulthandler.register(signal.SIGUSR2, all_threads=True)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
-            raise KeyboardInterrupt
-        self._received = True
-
-    def check(self) -> None:
-        """Call it where it is safe to stop.
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While this context lasts requests are noted only.
 
         Raises:
-            KeyboardInterrupt: SIGINT has come.
+            Stopped: On entry, if a stop was asked for before.
         """
-        if self._received:
-            raise KeyboardInterrupt
+        self.check()
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+
+    def check(self) -> None:
+        """Call it where it is safe to stop and nothing needs saving.
+
+        Raises:
+            Stopped: A stop was asked for.
+        """
+        if self.requested:
+            raise Stopped
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._last < _SAME_REQUEST_S:
+            return
+        self._last = now
+        self._count += 1
+        self.requested = True
+        name = signal.Signals(number).name
+        if self._count >= 3:
+            _say(f"{name} for the third time: ending without saving")
+            os._exit(EXIT_CODE)
+        elif self._count == 2:
+            _say(f"{name} again: still stopping, a third signal ends at once without saving")
+        elif self._holding:
+            _say(f"{name}: stopping after this step")
+        else:
+            raise Stopped
+
+
+def _say(text: str) -> None:
+    # Not through sys.stderr, which the main thread may be writing to.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())

@@ -34,6 +34,7 @@ from image_classification.metric_names import (
     summarize,
 )
 from image_classification.progress import sanitize
+from image_classification.run_files import METRICS_NAME
 
 __all__ = [
     "DEFAULT",
@@ -48,7 +49,6 @@ __all__ = [
     "summarize",
 ]
 
-JSONL_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 
 
@@ -304,10 +304,10 @@ def create_logger(
     stream = stream or sys.stdout
     terminal = stream.isatty() if terminal is None else terminal
     report = workspace / report_file
-    jsonl = report.with_name(JSONL_NAME)
-    if report.name in ("", JSONL_NAME) or report.is_dir():
+    jsonl = report.with_name(METRICS_NAME)
+    if report.name in ("", METRICS_NAME) or report.is_dir():
         raise UsageError(
-            f"--raport-file must name a file other than {JSONL_NAME} and no folder; "
+            f"--raport-file must name a file other than {METRICS_NAME} and no folder; "
             f"received {report_file!r}"
         )
     sinks: list[Sink] = []

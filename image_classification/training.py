@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from image_classification.augmentation import hash64
-from image_classification.distributed import sum_over_ranks
+from image_classification.distributed import concat_over_ranks, sum_over_ranks
 from image_classification.ema import ModelEma
-from image_classification.errors import DivergedError, UsageError
+from image_classification.errors import CheckpointError, DivergedError, UsageError
 from image_classification.metrics import Rates, Throughput
 from image_classification.mixup import draw_weight, mix_images, partner
 from image_classification.optimizers import load_state_by_name, state_by_name
@@ -114,10 +114,12 @@ class Trainer:
         rank: Rank of this process (its dropout masks differ from the others').
         world_size: Number of ranks, for the throughput.
         num_batches: Batches of an epoch on each device, a multiple of the accumulation steps.
-        between_steps: Called after each batch; an exception of it ends the training.
+        batch_images: Images of one batch over all ranks.
 
     Attributes:
         step: Optimizer steps attempted so far in the whole training; the schedule follows it.
+        samples_done: Images of the current epoch used so far, over all ranks: those of whole
+            optimizer steps, so that training can go on there.
         skipped_steps: Steps that the gradient scaler skipped because of an overflow.
     """
 
@@ -131,6 +133,7 @@ class Trainer:
         *,
         device: Device,
         num_batches: int,
+        batch_images: int,
         amp_dtype: torch.dtype | None,
         scaler: Any,
         accumulation_steps: int = 1,
@@ -141,10 +144,8 @@ class Trainer:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        between_steps: Callable[[], None] = lambda: None,
     ) -> None:
         """Stores the parts, see the class."""
-        self._between_steps = between_steps
         self.model = model
         self.forward = forward
         self.criterion = criterion
@@ -154,6 +155,7 @@ class Trainer:
         self.amp_dtype = amp_dtype
         self.scaler = scaler
         self.num_batches = num_batches
+        self.batch_images = batch_images
         self.accumulation_steps = accumulation_steps
         self.clip_grad_norm = clip_grad_norm
         self.mixup_alpha = mixup_alpha
@@ -163,13 +165,15 @@ class Trainer:
         self.rank = rank
         self.world_size = world_size
         self.step = 0
+        self.samples_done = 0
         self.skipped_steps = 0
         self._micro_step = 0
         self._warm = False
         self._reseed = any(
             isinstance(layer, _RANDOM_LAYERS) and layer.p > 0 for layer in model.modules()
         )
-        # [loss sum, hits, skipped steps, gradient norm] since the last log line
+        # Of the epoch up to the last log line, and since: [loss sum, hits, skipped, gradient norm].
+        self._totals = Sums()
         self._sums = torch.zeros(4, device=device.torch_device)
         self._images = 0
 
@@ -204,15 +208,18 @@ class Trainer:
         epochs: int,
         print_freq: int,
         logger: Logger,
+        between_steps: Callable[[], None] = lambda: None,
     ) -> dict[str, float | None]:
-        """Trains for one epoch.
+        """Trains to the end of an epoch, from `samples_done` on.
 
         Args:
-            loader: Yields (images, target) on the device, positioned at the start of the epoch.
-            epoch: Epoch number from 0, for the log.
+            loader: Yields (images, target) on the device.
+            epoch: Epoch number from 0.
             epochs: Number of epochs of the whole training, for the log.
             print_freq: Batches between log lines.
             logger: Receives a row per log line and the moving progress.
+            between_steps: Called after each optimizer step, when `state_dict` holds all there is;
+                an exception of it ends the training.
 
         Returns:
             Metrics of the epoch: mean loss, top-1 (%), images/s, times (s).
@@ -221,39 +228,50 @@ class Trainer:
             DivergedError: The loss of a log interval is not finite.
         """
         self._enter_train_mode()
+        loader.set_position(epoch, self.samples_done)
+        first = self.samples_done // self.batch_images
         # Compilation, autotuning and worker start-up belong to the first steps of the process.
         throughput = Throughput(warmup=0 if self._warm else min(10, self.num_batches // 4))
         self._warm = True
-        totals = Sums()
         row: dict[str, float | None] = {}
-        batches = throughput.timed(loader, self.num_batches)
-        for iteration, (images, target) in enumerate(batches, 1):
+        batches = throughput.timed(loader, self.num_batches - first)
+        for iteration, (images, target) in enumerate(batches, first + 1):
             self.train_step(images, target)
-            if iteration == throughput.warmup:
+            if iteration == first + throughput.warmup:
                 self.device.synchronize()
             at_log_line = iteration % print_freq == 0
             if at_log_line or iteration == self.num_batches:
                 interval = self._read_sums()
-                totals = totals.plus(interval)
-            throughput.step_done(len(target) * self.world_size)
+                self._totals = self._totals.plus(interval)
+            throughput.step_done(self.batch_images)
             if at_log_line:
                 row = self._metrics(interval, throughput.window_rates())
-                logger.log((epoch, iteration), row)
+                self._log(row, epoch, iteration, logger, loader)
                 self._check_finite(interval, epoch, iteration)
-                if (advice := loader.explain_waiting(row)) is not None:
-                    logger.warning(advice)
             logger.progress("train", epoch, epochs, iteration, self.num_batches, row or None)
-            self._between_steps()
-        self._check_finite(totals, epoch, self.num_batches)
-        return self._metrics(totals, throughput.rates())
+            if self._micro_step == 0:
+                self.samples_done = iteration * self.batch_images
+                between_steps()
+        self._check_finite(self._totals, epoch, self.num_batches)
+        return self._metrics(self._totals, throughput.rates())
+
+    def finish_epoch(self) -> None:
+        """Goes to the start of the next epoch."""
+        self.samples_done, self._totals = 0, Sums()
 
     def models(self) -> dict[str, nn.Module]:
         """Returns what to validate, by metric prefix: the network and, last, its average."""
         return {"val": self.model} | ({"val_ema": self.ema.model} if self.ema else {})
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint needs of the training: see the keys in checkpoint.py."""
+        """Returns what a checkpoint needs of the training: see the keys in checkpoint.py.
+
+        All ranks call it together, between two steps.
+        """
+        mine = torch.tensor([[*self._sums.tolist(), self._images]], dtype=torch.float64)
         return {
+            "samples_done": self.samples_done,
+            "sums": {"epoch": list(self._totals), "ranks": concat_over_ranks(mine.T).T.tolist()},
             "state_dict": self.model.state_dict(),
             "state_dict_ema": self.ema.state() if self.ema else None,
             "optimizer": state_by_name(self.optimizer),
@@ -280,6 +298,7 @@ class Trainer:
         counters = saved["counters"]
         self.step = int(counters["step"])
         self.skipped_steps = int(counters["skipped_steps"])
+        self._load_position(saved)
         if self.scaler.is_enabled():
             if saved.get("amp"):
                 self.scaler.load_state_dict(saved["amp"])
@@ -292,6 +311,38 @@ class Trainer:
                 missing.append("the checkpoint has no EMA weights: the average starts now")
         return missing
 
+    def _load_position(self, saved: dict[str, Any]) -> None:
+        """Goes to the place within the epoch, with the sums of what is done of it."""
+        self.samples_done = int(saved["samples_done"])
+        group = self.batch_images * self.accumulation_steps
+        if self.samples_done % group or self.samples_done > self.num_batches * self.batch_images:
+            raise CheckpointError(
+                f"the checkpoint stopped within an epoch, after {self.samples_done} images: that "
+                f"is no whole number of steps of {group} images or beyond this run's epoch; use "
+                "the same --optimizer-batch-size and data, or a checkpoint of a whole epoch"
+            )
+        sums = saved.get("sums")
+        if sums is None:
+            return
+        loss, hits, images, grad_norm = sums["epoch"]
+        self._totals = Sums(loss, int(hits), int(images), grad_norm)
+        ranks = sums["ranks"]
+        if len(ranks) != self.world_size:  # only the sum over the ranks matters to the log
+            loss, hits, images = (sum(rank[place] for rank in ranks) for place in (0, 1, 4))
+            ranks = [[loss, hits, *ranks[0][2:4], images]]
+        if self.rank < len(ranks):
+            *values, images = ranks[self.rank]
+            self._sums.copy_(torch.tensor(values))
+            self._images = int(images)
+
+    def _log(
+        self, row: dict[str, float | None], epoch: int, iteration: int, logger: Logger,
+        loader: Loader,
+    ) -> None:  # fmt: skip
+        logger.log((epoch, iteration), row)
+        if (advice := loader.explain_waiting(row)) is not None:
+            logger.warning(advice)
+
     def _enter_train_mode(self) -> None:
         self.forward.train()
         self.model.train()
@@ -300,8 +351,6 @@ class Trainer:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         self._micro_step = 0
-        self._images = 0
-        self._sums.zero_()
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Lets DistributedDataParallel add up gradients in the last batch of a group only."""

@@ -14,7 +14,11 @@ import torch
 from torch import nn
 
 from image_classification.confusion import Confusion
-from image_classification.distributed import concat_over_ranks, sum_over_ranks
+from image_classification.distributed import (
+    concat_over_ranks,
+    max_over_ranks,
+    sum_over_ranks,
+)
 from image_classification.errors import DataError, DivergedError
 from image_classification.metrics import (
     LatencyMeter,
@@ -132,7 +136,6 @@ class Validator:
         epochs: Number of epochs of the run, for the progress.
         print_freq: Batches between log rows.
         logger: Receives rows and progress.
-        between_steps: Called after each batch; an exception of it ends the validation.
     """
 
     def __init__(
@@ -148,7 +151,6 @@ class Validator:
         epochs: int = 1,
         print_freq: int = 100,
         logger: Logger,
-        between_steps: Callable[[], None] = lambda: None,
     ) -> None:
         self.criterion = criterion
         self.device = device
@@ -160,11 +162,17 @@ class Validator:
         self.epochs = epochs
         self.print_freq = print_freq
         self.logger = logger
-        self._between_steps = between_steps
 
     @torch.inference_mode()
     def run(
-        self, model: nn.Module, loader: Loader, prefix: str, *, epoch: int = 0, iteration: int = 0
+        self,
+        model: nn.Module,
+        loader: Loader,
+        prefix: str,
+        *,
+        epoch: int = 0,
+        iteration: int = 0,
+        between_steps: Callable[[], None] = lambda: None,
     ) -> Validation:
         """Evaluates the model on the loader's images.
 
@@ -175,6 +183,8 @@ class Validator:
             prefix: "val" or "val_ema".
             epoch: Epoch number from 0, for the log.
             iteration: Training iterations of this epoch so far, for the log.
+            between_steps: Called after each batch, on every rank equally often; an exception of it
+                ends the validation.
 
         Returns:
             Sums over all ranks.
@@ -200,9 +210,18 @@ class Validator:
                 self.device.synchronize()
             throughput.step_done(len(target) * self.world_size)
             self.logger.progress("val", epoch, self.epochs, step, num_batches, row or None)
-            self._between_steps()
+            between_steps()
+        for _ in range(num_batches, max_over_ranks(num_batches)):
+            between_steps()  # other ranks have batches left
         if (news := loader.news()) is not None:
             self.logger.warning(news)
+        speed = throughput.rates().metrics(prefix)
+        if (times := latency.summary()) is not None:
+            speed |= times.metrics(prefix)
+        return self._result(tally, prefix, speed)
+
+    def _result(self, tally: _Tally, prefix: str, speed: dict[str, float | None]) -> Validation:
+        """Adds up what the ranks have counted."""
         loss, correct1, correctk, total = sum_over_ranks(tally.sums())
         if not total:
             raise DataError("validation saw no image; check the val folder or val.txt")
@@ -211,9 +230,6 @@ class Validator:
                 f"the validation loss is {loss}: weights or activations overflowed; the last "
                 "checkpoint is from before (with --fp16 try --amp)"
             )
-        speed = throughput.rates().metrics(prefix)
-        if (times := latency.summary()) is not None:
-            speed |= times.metrics(prefix)
         counts = int(correct1), int(correctk), int(total)
         return Validation(loss / total, *counts, self.topk, prefix, speed, tally.confusion())
 

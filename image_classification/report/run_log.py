@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 from image_classification.confusion import Confusion
 from image_classification.data_index import printable
 from image_classification.errors import DataError
-
-LOG_NAME = "metrics.jsonl"
-CONFUSION_NAME = "confusion.json"
+from image_classification.run_files import CONFUSION_NAME, METRICS_NAME
 
 #: Metric -> value; NaN and the infinities are floats again.
 Metrics = dict[str, float]
@@ -137,7 +135,7 @@ def read_run(folder: Path) -> RunLog:
     Raises:
         DataError: There is no log, or no run in it.
     """
-    path = folder / LOG_NAME
+    path = folder / METRICS_NAME
     found = RunLog(printable(folder))
     start, before, seen = None, 0.0, 0.0
     for row in _rows(path):

@@ -20,12 +20,14 @@ LEVELS: dict[int, set[str]] = {
         "data_index", "list_files", "samples", "datasets", "batch_schedule", "image_reading",
         "device_feed", "cpu_features", "safe_load", "sample_reader", "bad_images", "option_parser",
         "index_cache", "index_arrays", "user_cache", "packing", "batch_ring",
-        "interruption", "cifar", "pixel_index", "plain_pickle", "download", "small_images",
+        "interruption", "heartbeat", "launcher", "run_files",
+        "save_interval", "cifar", "pixel_index", "plain_pickle", "download", "small_images",
         "confusion", "environment", "models"},
-    1: {"distributed", "logger", "dlll_log", "log_sinks"},
-    2: {"checkpoint", "pretrained", "loader_worker", "pytorch_loader", "synthetic_loader",
-        "fast_loader", "dali_loader", "resident_loader", "dataloaders", "workspace"},
-    3: {"training", "validation", "inference", "failures", "dataset_tools",
+    1: {"distributed", "agreement", "logger", "dlll_log", "log_sinks"},
+    2: {"checkpoint", "checkpoint_files", "saver", "pretrained", "loader_worker",
+        "pytorch_loader", "synthetic_loader", "fast_loader", "dali_loader",
+        "resident_loader", "dataloaders", "workspace"},
+    3: {"training", "validation", "epochs", "inference", "failures", "dataset_tools",
         "data_sources", "report"},
     4: {"main", "classify", "checkpoint2model", "multiproc", "setup"},
 }  # fmt: skip
@@ -47,7 +49,8 @@ MODULES = [*PACKAGE, *sorted((ROOT / "models").glob("*.py")), *ENTRIES]
 DEVICE_MODULES = {"device", "device_table", "device_telemetry"}
 # fast_loader: its build step asks for the compiler and the cache folder, as any build does.
 ENVIRONMENT_MODULES = {
-    "main", "multiproc", "distributed", "device", "device_table", "fast_loader", "user_cache",
+    "main", "multiproc", "launcher", "distributed", "device", "device_table", "fast_loader",
+    "user_cache",
 }  # fmt: skip
 
 

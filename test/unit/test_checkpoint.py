@@ -1,14 +1,11 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint files: atomic, safe, last / best / numbered; nothing in them is taken on trust."""
+"""What a checkpoint may hold: nothing in it is taken on trust."""
 
 from __future__ import annotations
 
-import errno
 import inspect
 import math
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,6 @@ from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.errors import CheckpointError
 from image_classification.optimizers import OPTIMIZERS, create_optimizer, state_by_name
 from models.resnet import CONV_INITS, ResNet, SEBottleneck
-
-LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
 
 def content(epoch: int = 1) -> dict[str, Any]:
@@ -51,127 +46,6 @@ def refusal(path: Path) -> str:
         checkpoint.load(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def test_last_best_and_numbered_files(tmp_path: Path) -> None:
-    for epoch in range(1, 6):
-        checkpoint.save(content(epoch), tmp_path, best=epoch == 3, keep=2)
-    assert names(tmp_path) == {
-        "checkpoint.pth.tar", "model_best.pth.tar",
-        "checkpoint_0003.pth.tar", "checkpoint_0004.pth.tar",
-    }  # fmt: skip
-    assert checkpoint.load(tmp_path / "checkpoint.pth.tar")["epoch"] == 5
-    assert checkpoint.load(tmp_path / "model_best.pth.tar")["epoch"] == 3
-    assert checkpoint.load(tmp_path / "checkpoint_0003.pth.tar")["epoch"] == 4
-
-
-@pytest.mark.parametrize(("keep", "numbered"), [(0, 0), (-1, 4)])
-def test_keep_none_or_all(tmp_path: Path, keep: int, numbered: int) -> None:
-    for epoch in range(1, 5):
-        checkpoint.save(content(epoch), tmp_path, keep=keep)
-    assert len([name for name in names(tmp_path) if "_" in name]) == numbered
-
-
-def test_the_files_have_the_usual_permissions(tmp_path: Path) -> None:
-    old = os.umask(0o022)
-    try:
-        checkpoint.save(content(), tmp_path)
-    finally:
-        os.umask(old)
-    assert stat.S_IMODE((tmp_path / "checkpoint.pth.tar").stat().st_mode) == 0o644
-
-
-def test_a_failed_write_leaves_the_previous_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint.save(content(1), tmp_path)
-
-    def half(state: Any, file: Any) -> None:
-        file.write(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos")
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(CheckpointError, match="could not write a checkpoint"):
-        checkpoint.save(content(2), tmp_path, best=True)
-    assert names(tmp_path) == {"checkpoint.pth.tar"}
-    assert checkpoint.load(tmp_path / "checkpoint.pth.tar")["epoch"] == 1
-
-
-@pytest.mark.parametrize("written", [0, 1])
-def test_a_full_disk_at_any_copy_replaces_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
-) -> None:
-    checkpoint.save(content(1), tmp_path, best=True)
-    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    room = iter(range(written))
-
-    def copy(source: Any, target: Any, length: int) -> None:
-        target.write(source.read())
-        if next(room, None) is None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("shutil.copyfileobj", copy)
-    with pytest.raises(CheckpointError, match=r"No space left.*previous one is intact"):
-        checkpoint.save(content(2), tmp_path, best=True, keep=1)
-    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
-
-
-def test_the_last_checkpoint_is_renamed_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    renamed, replace = [], os.replace
-
-    def spy(source: str, target: Path) -> None:
-        renamed.append(target.name)
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", spy)
-    checkpoint.save(content(7), tmp_path, best=True, keep=1)
-    assert renamed == ["checkpoint_0006.pth.tar", BEST, LAST]
-
-
-def test_damage_in_place_to_one_file_leaves_the_others(tmp_path: Path) -> None:
-    checkpoint.save(content(7), tmp_path, best=True, keep=1)
-    files = [tmp_path / name for name in (LAST, BEST, "checkpoint_0006.pth.tar")]
-    assert [path.stat().st_nlink for path in files] == [1, 1, 1]
-    assert len({path.stat().st_ino for path in files}) == 3
-    assert len({path.read_bytes() for path in files}) == 1
-    with open(files[0], "r+b") as file:
-        file.seek(file.seek(0, os.SEEK_END) // 2)
-        file.write(bytes(64))
-    refusal(files[0])
-    for path in files[1:]:
-        assert checkpoint.load(path)["epoch"] == 7
-
-
-@pytest.mark.parametrize("last", [LAST, "checkpoint_0000.pth.tar"])
-def test_numbers_decide_which_files_are_kept(tmp_path: Path, last: str) -> None:
-    for epoch in (9_999, 10_000, 10_001):
-        checkpoint.save(content(epoch), tmp_path, keep=2, filename=last)
-    assert names(tmp_path) == {last, "checkpoint_9999.pth.tar", "checkpoint_10000.pth.tar"}
-
-
-def test_the_file_loads_with_weights_only(tmp_path: Path) -> None:
-    checkpoint.save(content(), tmp_path)
-    loaded = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
-    assert torch.equal(loaded["state_dict"]["w"], torch.ones(4))
-
-
-def test_resume_auto_and_missing_files(tmp_path: Path) -> None:
-    last = tmp_path / "checkpoint.pth.tar"
-    assert checkpoint.load_resume(None, last, arch=None) is None
-    assert checkpoint.load_resume("auto", last, arch="resnet18") is None
-    with pytest.raises(CheckpointError, match="nowhere"):
-        checkpoint.load_resume(str(tmp_path / "nowhere.pth.tar"), last, arch=None)
-    checkpoint.save(content(4), tmp_path)
-    resumed = checkpoint.load_resume("auto", last, arch="resnet18")
-    assert resumed is not None and resumed["epoch"] == 4
-    with pytest.raises(CheckpointError, match="holds a resnet18, --arch asks for resnet50"):
-        checkpoint.load_resume("auto", last, arch="resnet50")
 
 
 @pytest.mark.parametrize("other", [{"w": torch.ones(1)}, [content()], torch.ones(2), None])
@@ -298,80 +172,6 @@ def test_the_models_options_are_those_of_the_network() -> None:
         assert checkpoint._is_model_options(good | {"conv_init": value}, {"arch": "resnet50"})
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:500])
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """Five epochs, the third being the best; the last two are kept."""
-    for epoch in range(1, 6):
-        checkpoint.save(content(epoch), tmp_path, best=epoch == 3, keep=2)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("damaged", "epoch", "taken"),
-    [
-        ([], 5, LAST),
-        ([LAST], 5, "checkpoint_0004.pth.tar"),
-        ([LAST, "checkpoint_0004.pth.tar"], 4, "checkpoint_0003.pth.tar"),
-        ([LAST, "checkpoint_0004.pth.tar", "checkpoint_0003.pth.tar"], 3, BEST),
-        ([LAST, BEST], 5, "checkpoint_0004.pth.tar"),
-    ],
-)
-def test_auto_takes_the_newest_valid_checkpoint(
-    run: Path, damaged: list[str], epoch: int, taken: str
-) -> None:
-    for name in damaged:
-        truncate(run / name)
-    lines: list[str] = []
-    saved = checkpoint.load_resume("auto", run / LAST, arch=None, say=lines.append)
-    assert saved is not None and saved["epoch"] == epoch
-    assert len(lines) == len(damaged)
-    for name, line in zip(damaged, lines, strict=True):
-        assert str(run / name) in line and "truncated or damaged" in line
-        assert line.endswith(f"takes {run / taken} instead (epochs done: {epoch})")
-        with pytest.raises(CheckpointError, match="truncated or damaged"):  # named, not auto
-            checkpoint.load_resume(str(run / name), run / LAST, arch=None)
-
-
-def test_auto_prefers_a_best_model_that_is_newer_than_the_numbered(run: Path) -> None:
-    checkpoint.save(content(8), run, best=True)  # without numbered ones from here on
-    truncate(run / LAST)
-    saved = checkpoint.load_resume("auto", run / LAST, arch=None)
-    assert saved is not None and saved["epoch"] == 8
-
-
-def test_auto_skips_wrong_content_and_says_that_a_file_is_missing(run: Path) -> None:
-    write(run / "checkpoint_0004.pth.tar", seed=None)
-    (run / LAST).unlink()
-    lines: list[str] = []
-    saved = checkpoint.load_resume("auto", run / LAST, arch=None, say=lines.append)
-    assert saved is not None and saved["epoch"] == 4
-    assert [line.split(";")[0] for line in lines] == [
-        f"{run / 'checkpoint_0004.pth.tar'} is no checkpoint that main.py wrote: seed is None, "
-        "expected a whole number from 0 to 2**63 - 1",
-        f"{run / LAST} does not exist",
-    ]
-
-
-def test_auto_does_not_start_anew_over_damaged_files(run: Path) -> None:
-    files = sorted(run.iterdir())
-    for path in files:
-        truncate(path)
-    with pytest.raises(CheckpointError) as caught:
-        checkpoint.load_resume("auto", run / LAST, arch=None)
-    text = str(caught.value)
-    assert f"{LAST}, checkpoint_0004.pth.tar, checkpoint_0003.pth.tar and 1 more" in text
-    assert caught.value.exit_code == 4 and "\n" not in text
-    for path in files:
-        path.unlink()
-    (run / LAST).symlink_to(run / "unmounted")
-    with pytest.raises(CheckpointError, match="No such file"):
-        checkpoint.load_resume("auto", run / LAST, arch=None)
-
-
 def settings() -> dict[str, Any]:
     """The options of a run as main.py has them when it compares."""
     args, _ = main.parse_args(["--data-backend", "synthetic", "--optimizer", "rmsprop"])
@@ -387,7 +187,7 @@ ELSEWHERE = {
     "memory_format", "deterministic", "gpu_affinity", "dist_backend", "world_size", "addr",
     "run_epochs", "early_stopping_patience", "seeds", "optimizer", "evaluate", "training_only",
     "topk", "workspace", "run_name", "resume", "save_checkpoints", "checkpoint_filename",
-    "gather_checkpoints", "raport_file", "print_freq", "tensorboard",
+    "gather_checkpoints", "checkpoint_interval", "raport_file", "print_freq", "tensorboard",
 }  # fmt: skip
 COMPARED = (*checkpoint._COURSE, *checkpoint._INITIAL)
 
@@ -444,7 +244,21 @@ def test_optimizer_state_that_cannot_go_on_is_refused(
         checkpoint.changed_settings(saved, settings() | now)
 
 
-def test_to_cpu_makes_contiguous_copies() -> None:
+def test_a_snapshot_does_not_change_with_the_weights() -> None:
     weight = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    copied = checkpoint.to_cpu({"a": {"b": weight}, "c": 3})
+    plain, number = torch.ones(3), torch.tensor(2)
+    copied = checkpoint.snapshot({"a": {"b": weight}, "c": 3, "d": plain, "e": number})
     assert copied["c"] == 3 and copied["a"]["b"].is_contiguous() and copied["a"]["b"].equal(weight)
+    plain.zero_()
+    number.zero_()
+    assert copied["d"].equal(torch.ones(3)) and copied["e"] == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_found(bad: float) -> None:
+    assert checkpoint.is_finite(content())
+    for part in ("state_dict", "state_dict_ema"):
+        state = content()
+        state[part] = {**state[part], "w": torch.tensor([1.0, bad])}
+        assert not checkpoint.is_finite(state)
+    assert checkpoint.is_finite({**content(), "state_dict_ema": None})

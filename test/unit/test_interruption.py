@@ -1,42 +1,112 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C waits for a safe place once, and only where nobody else handles it."""
+"""Stop signals: at once while there is nothing to save, noted while there is, never lost."""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from image_classification.interruption import Interruption
+from image_classification import interruption as module
+from image_classification.interruption import STOP_SIGNALS, Interruption, Stopped
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 @pytest.fixture(autouse=True)
-def default_handler() -> Iterator[None]:
-    """A shell that runs the tests in the background makes them ignore the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def handlers() -> Iterator[None]:
+    """A shell that runs the tests in the background makes them ignore SIGINT."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_the_first_signal_is_answered_by_check_and_the_second_at_once() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with Interruption() as interruption:
-        interruption.check()
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
+@pytest.fixture
+def interruption(clock: Clock) -> Interruption:
+    made = Interruption()
+    made.install()
+    return made
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_with_nothing_to_save_the_first_signal_stops_at_once(
+    interruption: Interruption, number: signal.Signals
+) -> None:
+    with pytest.raises(Stopped, match="nothing was trained"):
+        signal.raise_signal(number)
+    assert interruption.requested
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_while_held_it_is_noted(
+    interruption: Interruption, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with interruption.held():
+        signal.raise_signal(number)
+        assert interruption.requested
+        with pytest.raises(Stopped):
             interruption.check()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert capfd.readouterr().err == f"{number.name}: stopping after this step\n"
 
 
-def test_an_ignored_signal_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with Interruption() as interruption:
-            signal.raise_signal(signal.SIGINT)
-            interruption.check()
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_signals_within_a_second_are_one_and_the_third_ends(
+    interruption: Interruption, clock: Clock, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with interruption.held():
+        for number in STOP_SIGNALS:
+            signal.raise_signal(number)
+            clock.now += 0.3
+        clock.now += 1.0
+        signal.raise_signal(signal.SIGTERM)
+        assert ended == []
+        clock.now += 1.5
+        signal.raise_signal(signal.SIGTERM)
+    assert ended == [143]
+    first, second, third = capfd.readouterr().err.splitlines()
+    assert "stopping after this step" in first and "SIGTERM again" in second
+    assert third == "SIGTERM for the third time: ending without saving"
+
+
+def test_a_request_before_the_hold_is_not_lost(interruption: Interruption) -> None:
+    with pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGUSR1)  # caught by somebody, say a library's callback
+    with pytest.raises(Stopped), interruption.held():
+        raise AssertionError("nothing is trained after a request")
+
+
+def test_an_ignored_signal_stays_ignored(clock: Clock) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interruption = Interruption()
+    interruption.install()
+    signal.raise_signal(signal.SIGINT)
+    assert not interruption.requested
+
+
+def test_other_threads_leave_the_signals_alone() -> None:
+    thread = threading.Thread(target=Interruption().install)
+    thread.start()
+    thread.join()
+    assert all(signal.getsignal(number) is signal.SIG_DFL for number in STOP_SIGNALS)

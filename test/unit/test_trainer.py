@@ -34,6 +34,9 @@ class Batches:
     def __len__(self) -> int:
         return len(self.batches)
 
+    def set_position(self, epoch: int, samples: int) -> None:
+        """The trainer says where it goes on."""
+
     def explain_waiting(self, row: dict[str, Any]) -> str | None:
         return None
 
@@ -79,7 +82,7 @@ def make_trainer(
     decay = options.pop("weight_decay", 1e-3)
     optimizer = optimizers.create_optimizer("sgd", net, lr=0.1, weight_decay=decay)
     settings: dict[str, Any] = {
-        "device": device, "num_batches": 50, "amp_dtype": None,
+        "device": device, "num_batches": 50, "batch_images": 6, "amp_dtype": None,
         "scaler": device.grad_scaler(None, None, True),
     }  # fmt: skip
     settings |= options
@@ -88,9 +91,9 @@ def make_trainer(
 
 def run_epoch(trainer: Trainer, batches: Batches, print_freq: int = 100) -> dict[str, Any]:
     trainer.num_batches = len(batches)
-    return trainer.train_epoch(
-        batches, 0, epochs=1, print_freq=print_freq, logger=Logger()
-    )
+    row = trainer.train_epoch(batches, 0, epochs=1, print_freq=print_freq, logger=Logger())
+    trainer.finish_epoch()
+    return row
 
 
 def test_50_steps_equal_a_plain_loop() -> None:

@@ -1,0 +1,229 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""The epochs of a run: train, validate, keep the best, save, stop where nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from image_classification import distributed
+from image_classification.agreement import Agreement
+from image_classification.interruption import Interruption, Stopped
+from image_classification.run_files import CONFUSION_NAME
+
+if TYPE_CHECKING:
+    from image_classification.dataloaders import Loader
+    from image_classification.logger import Logger
+    from image_classification.save_interval import SaveInterval
+    from image_classification.saver import Saver
+    from image_classification.training import Trainer
+    from image_classification.validation import Validation, Validator
+
+Row = dict[str, float | None]
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come; part of its checkpoints.
+
+    Attributes:
+        epoch: The epoch in which training goes on.
+        phase: "train", or "validate" where the training part of the epoch is done.
+        row: Metrics of that part.
+        best_prec1: Best validation top-1 (%) so far.
+        best_epoch: The epoch that reached it, -1 for none.
+    """
+
+    epoch: int = 0
+    phase: str = "train"
+    row: Row = dataclasses.field(default_factory=dict)
+    best_prec1: float | None = None
+    best_epoch: int = -1
+
+    @classmethod
+    def of(cls, saved: dict[str, Any] | None) -> Progress:
+        """Returns that of a checkpoint, or that of a new run."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: saved[name] for name in names if name in saved} if saved else {})
+
+
+class EpochLoop:
+    """Runs the epochs of a training.
+
+    Args:
+        trainer: Trains; holds the weights and the place within the epoch.
+        validator: Validates.
+        loaders: "train" and, unless only training is wanted, "val".
+        progress: Where to go on.
+        saver: Writes checkpoints; None on ranks that do not, and where none are wanted.
+        saves: Whether any rank has a saver.
+        about: What a checkpoint holds beside progress and training state.
+        interval: How often to save within an epoch.
+        epochs: Epochs of the whole training.
+        run_epochs: Largest number of epochs of this start, or less than 1 for no limit.
+        patience: Stop after so many epochs without a better top-1, or less than 1 for never.
+        print_freq: Batches between log lines.
+        interruption: Asked for stop requests.
+        beat: Called after each step of training and validation.
+        logger: Receives rows and messages.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        validator: Validator,
+        loaders: dict[str, Loader],
+        progress: Progress,
+        *,
+        saver: Saver | None,
+        saves: bool,
+        about: dict[str, Any],
+        interval: SaveInterval,
+        epochs: int,
+        run_epochs: int = -1,
+        patience: int = -1,
+        print_freq: int,
+        interruption: Interruption,
+        beat: Callable[[], None],
+        logger: Logger,
+    ) -> None:
+        self.trainer = trainer
+        self.validator = validator
+        self.loaders = loaders
+        self.progress = progress
+        self.saver = saver
+        self.saves = saves
+        self.about = about
+        self.interval = interval
+        self.epochs = epochs
+        self.run_epochs = run_epochs
+        self.patience = patience
+        self.print_freq = print_freq
+        self.interruption = interruption
+        self.beat = beat
+        self.logger = logger
+        self._agreement = Agreement(questions=2)
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.step
+        self._asked = False
+
+    def run(self) -> tuple[float | None, Row]:
+        """Trains to the end, or as far as this start may go.
+
+        Returns:
+            The best top-1 (%), if anything was validated, and the metrics of the last epoch.
+
+        Raises:
+            Stopped: All ranks have agreed to stop, and the last step is saved.
+            CheckpointError: The last checkpoint could not be written.
+        """
+        progress, row = self.progress, Row()
+        last = self.epochs
+        if self.run_epochs > 0:
+            last = min(last, progress.epoch + self.run_epochs)
+        if progress.epoch >= last or self._is_stale():
+            done = f"{progress.epoch} of {self.epochs} epochs are done"
+            self.logger.message(f"nothing left to do: {done}")
+            return progress.best_prec1, row
+        with self.interruption.held():
+            while progress.epoch < last:
+                row = self._run_epoch()
+                if self._is_stale():
+                    best = progress.best_epoch + 1
+                    self.logger.message(f"early stop: no better top-1 since epoch {best}")
+                    break
+            if self.saver is not None:
+                self.saver.close()
+        return progress.best_prec1, row
+
+    def _is_stale(self) -> bool:
+        stale = self.progress.epoch - 1 - self.progress.best_epoch
+        return self.progress.epoch > 0 and 0 < self.patience <= stale
+
+    def _run_epoch(self) -> Row:
+        progress, trainer, epoch = self.progress, self.trainer, self.progress.epoch
+        if progress.phase == "train":
+            progress.row = self._train(epoch)
+            progress.phase = "validate"
+        row, result = self._validate(epoch)
+        best = progress.best_prec1
+        if is_best := result is not None and (best is None or result.top1 > best):
+            progress.best_prec1, progress.best_epoch = result.top1, epoch
+            self.logger.document(CONFUSION_NAME, result.document(self.about["classes"], epoch))
+        self.logger.log((epoch,), row)
+        progress.epoch, progress.phase, progress.row = epoch + 1, "train", {}
+        trainer.finish_epoch()
+        self._save(best=is_best, numbered=True)
+        return row
+
+    def _train(self, epoch: int) -> Row:
+        started, loader = time.perf_counter(), self.loaders["train"]
+        row = self.trainer.train_epoch(
+            loader, epoch, epochs=self.epochs, print_freq=self.print_freq, logger=self.logger,
+            between_steps=self._between_steps,
+        )  # fmt: skip
+        row["train.epoch_time"] = time.perf_counter() - started
+        if (news := loader.news()) is not None:
+            self.logger.warning(news)
+        return row
+
+    def _validate(self, epoch: int) -> tuple[Row, Validation | None]:
+        """Returns the metrics of the epoch and the result that decides on the best one."""
+        row, result = dict(self.progress.row), None
+        for prefix, model in self.trainer.models().items():
+            # BatchNorm statistics (and averages of them) are rank 0's, on every rank.
+            distributed.broadcast_buffers(model)
+            if "val" in self.loaders:
+                result = self.validator.run(
+                    model, self.loaders["val"], prefix, epoch=epoch,
+                    iteration=self.trainer.num_batches, between_steps=self._within_validation,
+                )  # fmt: skip
+                row |= result.metrics()
+        return row, result  # of the average, which comes last, where there is one
+
+    def _between_steps(self) -> None:
+        """Save or stop, if any rank wants to."""
+        self.beat()
+        stop, save = self._agreement.ask((self.interruption.requested, self._is_due()))
+        steps = self.interval.steps
+        if stop:
+            self._leave()
+        if save or (steps and self.trainer.step - self._saved_step >= steps):
+            self._save()
+
+    def _within_validation(self) -> None:
+        self.beat()
+        if self._agreement.ask((self.interruption.requested, False))[0]:
+            self._leave()
+
+    def _is_due(self) -> bool:
+        """Whether this process asks for a save because of the time; only the one that saves."""
+        seconds = self.interval.seconds
+        if self.saver is None or seconds is None or self._asked or self.saver.busy:
+            return False
+        self._asked = time.monotonic() - self._saved_at >= seconds
+        return self._asked
+
+    def _save(self, *, best: bool = False, numbered: bool = False) -> None:
+        """All ranks have a part in it: the sums for the log are spread over them."""
+        if not self.saves:
+            return
+        state = {**self.about, **dataclasses.asdict(self.progress), **self.trainer.state_dict()}
+        if self.saver is not None:
+            self.saver.save(state, best=best, numbered=numbered)
+        self._saved_at, self._saved_step = time.monotonic(), self.trainer.step
+        self._asked = False
+
+    def _leave(self) -> NoReturn:
+        """Saves the last finished step; all ranks leave together."""
+        self._save()
+        where = f"epoch {self.progress.epoch + 1}, {self.trainer.samples_done} images of it"
+        saved = f"not saved (--no-checkpoints): {where}"
+        if self.saver is not None:
+            self.saver.close()
+            saved = f"saved in {where}; --resume auto goes on"
+        self._agreement.meet(self.beat)
+        raise Stopped(saved)

@@ -1,0 +1,8 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Names of files in a run's folder that no option changes."""
+
+BEST_NAME = "model_best.pth.tar"
+CONFUSION_NAME = "confusion.json"
+METRICS_NAME = "metrics.jsonl"
+RESERVED_NAMES = (BEST_NAME, CONFUSION_NAME, METRICS_NAME)
