@@ -854,10 +854,9 @@ def build_epochs(
 
 def main(argv: list[str]) -> int:
     """Runs the command line; user errors become one line each and an exit code."""
-    interruption = Interruption()
-    interruption.install()
     try:
-        run(*parse_args(argv), interruption)
+        with Interruption() as interruption:
+            run(*parse_args(argv), interruption)
         return 0
     except UserError as error:
         return tell("main.py", error)

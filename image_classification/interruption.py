@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 128 + signal.SIGTERM
@@ -32,7 +33,7 @@ class Stopped(BaseException):
 
 
 class Interruption:
-    """Takes the stop signals over from the moment it is made.
+    """Takes the stop signals over while its context lasts.
 
     Until `held` is entered the first one raises `Stopped` at once: there is nothing to save. Within
     `held` it is noted, and whoever trains asks for `requested` between two steps; an exception at
@@ -48,19 +49,26 @@ class Interruption:
         self._count = 0
         self._last = float("-inf")
         self._holding = False
+        self._before: dict[int, Any] = {}
 
-    def install(self) -> None:
+    def __enter__(self) -> Interruption:
         """Take the signals over, except those that are ignored on purpose (nohup, `&`).
 
         SIGUSR2, which the launcher sends to a run that hangs, writes the stacks of all threads.
         """
-        if threading.current_thread() is not threading.main_thread():
-            return  # a program of the user's that calls main(): its signals are its own
-        for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._note)
-        with contextlib.suppress(OSError, ValueError):  # standard error is no file
-            faulthandler.register(signal.SIGUSR2, all_threads=True)
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+            with contextlib.suppress(OSError, ValueError):  # standard error is no file
+                faulthandler.register(signal.SIGUSR2, all_threads=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

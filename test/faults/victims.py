@@ -38,14 +38,20 @@ class Victim:
         arguments: Of main.py; `-b` is added, so that all ranks together have 4 images per batch.
         ranks: Number of processes.
         launcher_options: Of multiproc.py.
+        sabotage: A fault that one rank causes itself, see saboteur.py.
     """
 
-    def __init__(self, *arguments: Any, ranks: int = 1, launcher_options: tuple[Any, ...] = ()):
+    def __init__(
+        self, *arguments: Any, ranks: int = 1, launcher_options: tuple[Any, ...] = (),
+        sabotage: str = "",
+    ) -> None:  # fmt: skip
         launcher = [ROOT / "multiproc.py", "--nproc_per_node", ranks, *launcher_options]
-        command = [*(launcher if ranks > 1 or launcher_options else []), ROOT / "main.py"]
+        script = Path(__file__).with_name("saboteur.py") if sabotage else ROOT / "main.py"
+        command = [*(launcher if ranks > 1 or launcher_options else []), script]
+        extra = {"SABOTAGE": sabotage} if sabotage else {}
         self.process = subprocess.Popen(
             [sys.executable, *map(str, [*command, *arguments, "-b", 4 // ranks])],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(**extra),
             start_new_session=True,
         )  # fmt: skip
         self.output = ""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -315,9 +316,19 @@ def gather_checkpoints(lab: Lab) -> None:
     kept = {}
     for flags in (("--gather-checkpoints", 2), ("--gather-checkpoints",)):
         made = lab.run("--epochs", 3, "--training-only", *flags)
-        kept[len(flags)] = {name for name in made.files if name.startswith("checkpoint_")}
+        kept[len(flags)] = {name for name in made.files if re.fullmatch(r"checkpoint_.*tar", name)}
     assert kept[2] == {"checkpoint_0001.pth.tar", "checkpoint_0002.pth.tar"}
     assert kept[1] == kept[2] | {"checkpoint_0000.pth.tar"}
+
+
+@shows("--checkpoint-interval", "saves within epochs, after so many steps or so much time")
+def checkpoint_interval(lab: Lab) -> None:
+    numbers = {}
+    for interval in ("0", "1", "0.001s"):
+        made = lab.run("--prof", 3, "--training-only", "--checkpoint-interval", interval)
+        numbers[interval] = max(path.name for path in made.workspace.glob("generations/*.tar"))
+    assert numbers["0"] == "000001.pth.tar" and numbers["1"] == "000004.pth.tar"
+    assert numbers["0.001s"] > "000001.pth.tar"  # as many as there was time to write
 
 
 @shows("--raport-file", "the name of the DLLL report")

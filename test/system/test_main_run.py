@@ -40,7 +40,7 @@ def test_a_run_leaves_the_promised_files(straight: Path) -> None:
     names = {path.name for path in straight.iterdir()}
     assert names == {
         "checkpoint.pth.tar", "model_best.pth.tar", "experiment_raport.json", "metrics.jsonl",
-        "confusion.json",
+        "confusion.json", "checkpoint.pth.tar.sha256", "model_best.pth.tar.sha256", "generations",
     }  # fmt: skip
     saved = checkpoint(straight / "checkpoint.pth.tar")
     assert saved["epoch"] == 3 and saved["samples_done"] == 0
@@ -265,7 +265,7 @@ def test_a_run_that_has_stopped_early_is_done(images: Path, tmp_path: Path) -> N
     assert (tmp_path / "checkpoint.pth.tar").read_bytes() == saved
 
 
-def test_ctrl_c_is_one_line(images: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_says_so(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "main.py"), str(images), *map(str, SMALL), "--epochs",
                "500", "--workspace", str(tmp_path)]  # fmt: skip
     # What runs in the background of a shell ignores the signal, and so do its children.
@@ -279,10 +279,11 @@ def test_ctrl_c_is_one_line(images: Path, tmp_path: Path) -> None:
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == "main.py: interrupted; --resume auto goes on after the last whole epoch\n"
-    messages = [row["data"] for row in rows(tmp_path, "message")]
-    assert messages[-1] == {"level": "error", "text": "KeyboardInterrupt"}
+    assert process.returncode == 143
+    first, second = errors.splitlines()
+    assert first == "SIGINT: stopping after this step"
+    assert re.fullmatch(r"main.py: stopped by a signal; saved in epoch \d+, .* goes on", second)
+    assert rows(tmp_path, "message")[-1]["data"]["level"] == "error"
 
 
 def test_one_image_per_batch_is_too_few_for_batch_norm(images: Path, tmp_path: Path) -> None:

@@ -42,10 +42,9 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.fixture
-def interruption(clock: Clock) -> Interruption:
-    made = Interruption()
-    made.install()
-    return made
+def interruption(clock: Clock) -> Iterator[Interruption]:
+    with Interruption() as made:
+        yield made
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -97,16 +96,21 @@ def test_a_request_before_the_hold_is_not_lost(interruption: Interruption) -> No
         raise AssertionError("nothing is trained after a request")
 
 
+def test_the_signals_are_given_back() -> None:
+    with Interruption():
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert all(signal.getsignal(number) is signal.SIG_DFL for number in STOP_SIGNALS)
+
+
 def test_an_ignored_signal_stays_ignored(clock: Clock) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    interruption = Interruption()
-    interruption.install()
-    signal.raise_signal(signal.SIGINT)
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
     assert not interruption.requested
 
 
 def test_other_threads_leave_the_signals_alone() -> None:
-    thread = threading.Thread(target=Interruption().install)
+    thread = threading.Thread(target=Interruption().__enter__)
     thread.start()
     thread.join()
     assert all(signal.getsignal(number) is signal.SIG_DFL for number in STOP_SIGNALS)
