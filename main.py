@@ -30,7 +30,7 @@ from image_classification.interruption import EXIT_CODE, Interruption, Stopped
 from image_classification.option_parser import OptionParser
 from image_classification.run_files import (
     BEST_NAME,
-    CONFUSION_NAME,
+    EVALUATION_NAME,
     METRICS_NAME,
     RESERVED_NAMES,
 )
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from image_classification.workspace import Use
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
+DOWNLOADS = PACKAGE_ROOT / "data"
 SAMPLE_PREFIX = "sample:"
 DEFAULT_CROP_SCALE = (0.08, 1.0)
 LARGEST_SEED = 2**63 - 1
@@ -346,7 +347,7 @@ def _resolve_aliases(args: argparse.Namespace, problems: list[str]) -> list[str]
         problems.append(f"DIR is {args.directory!r} and --data is {args.data!r}; give one of them")
     args.data = args.data or args.directory
     if args.data is None and args.dataset.startswith("cifar"):
-        args.data = str(PACKAGE_ROOT / "data")
+        args.data = str(DOWNLOADS)
     if args.dummy_test or args.data_backend == "syntetic":
         args.data_backend = "synthetic"
     if args.device == "gpu":
@@ -466,7 +467,7 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
          "--lr-milestones: needs growing numbers of epochs"),
         (args.end_lr > 0 and args.lr_schedule == "step",
          "--end-lr is for --lr-schedule linear or cosine"),
-        (len({args.checkpoint_filename, args.raport_file, *RESERVED_NAMES}) < 5,
+        (len({args.checkpoint_filename, args.raport_file, *RESERVED_NAMES}) < 6,
          f"--checkpoint-filename, --raport-file, {', '.join(RESERVED_NAMES)} must differ"),
     ]
     for option in ("--checkpoint-filename", "--raport-file", "--run-name"):
@@ -491,20 +492,31 @@ def choose_workspace(args: argparse.Namespace, seed: int | None) -> tuple[Path, 
     from image_classification import workspace
 
     sample = args.data.removeprefix(SAMPLE_PREFIX) if _is_sample(args.data) else None
-    name = args.run_name or sample or args.arch or "resnet50"
+    name = args.run_name or sample or args.arch or default_arch(args)
     base, use = workspace.choose(
         args.workspace, PACKAGE_ROOT / "models" / name, args.resume,
         traces=run_files(args), only_logs=args.evaluate)
     return base / f"seed_{seed}" if args.seeds else base, use
 
 
-def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
-    """Fills in data set, network and input size: the command line's, the checkpoint's, or ours."""
-    from image_classification import cifar, data_sources
+def settle_dataset(args: argparse.Namespace) -> None:
+    """Fills in which kind of data set DIR holds."""
+    from image_classification import data_sources
 
     if args.data_backend == "synthetic" or _is_sample(args.data):
         args.dataset = "folder"
     args.dataset = data_sources.settle_dataset(args.dataset, args.data)
+
+
+def default_arch(args: argparse.Namespace) -> str:
+    """The network for the data set, where nobody has asked for one."""
+    return "resnet50" if args.dataset == "folder" else "resnet50_cifar"
+
+
+def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
+    """Fills in network and input size: the command line's, the checkpoint's, or ours."""
+    from image_classification import cifar
+
     is_cifar = args.dataset != "folder"
     if saved is not None:
         preset = saved["preprocessing"]["val"]
@@ -512,7 +524,7 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
         args.image_size = args.image_size or preset["image_size"]
         args.val_resize = args.val_resize or preset["resize_size"]
         args.interpolation = args.interpolation or preset["interpolation"]
-    args.arch = args.arch or ("resnet50_cifar" if is_cifar else "resnet50")
+    args.arch = args.arch or default_arch(args)
     arch = find_arch(args.arch)
     args.image_size = args.image_size or (cifar.SIDE if is_cifar else arch.image_size)
     enlarge = 0 if is_cifar or arch.small_images else 32
@@ -524,6 +536,9 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
     if is_cifar and ({args.image_size, args.val_resize} != {cifar.SIDE} or cropped):
         raise UsageError(f"{args.dataset} is shown as it is, with {cifar.SIDE} pixels: leave "
                          "--image-size, --val-resize and --crop-scale out")
+    if args.cutout >= args.image_size:
+        raise UsageError(f"--cutout {args.cutout} would cover the whole image of {args.image_size} "
+                         "pixels: use less")
     if args.batch_size == 1 and args.image_size <= 32 and not (args.evaluate or args.freeze_bn):
         raise UsageError(f"--batch-size 1 leaves BatchNorm one value per channel at image size "
                          f"{args.image_size}: use 2 or more")
@@ -640,8 +655,10 @@ def run_seed(
                            "processes": launch.world_size, "environment": describe(device),
                            "amp_type": str(state.amp_dtype or "FP32").removeprefix("torch.")})
         about = f"{launch.world_size} x {device}, {precision}, seed {state.seed}"
-        for note in [*notes, about, f"workspace {state.workspace}", *splits.warnings]:
+        for note in (about, f"workspace {state.workspace}"):
             logger.message(note)
+        for note in [*notes, *splits.warnings]:
+            logger.warning(note)
         validator = Validator(
             torch.nn.CrossEntropyLoss(), device=device, amp_dtype=state.amp_dtype, topk=args.topk,
             world_size=launch.world_size, max_batches=args.prof if args.prof > 0 else None,
@@ -652,7 +669,7 @@ def run_seed(
             result = validator.run(model, loaders["val"], "val")
             best: float | None = result.top1
             logger.log((), row := result.metrics())
-            logger.document(CONFUSION_NAME, result.document(splits.classes, None))
+            logger.document(EVALUATION_NAME, result.document(splits.classes, None))
         else:
             trainer = build_trainer(state, model, loaders["train"])
             best, row = build_epochs(state, trainer, validator, loaders, splits).run()
@@ -673,6 +690,7 @@ def open_run(
     from image_classification.logger import create_logger, new_run_id
     from image_classification.workspace import open_workspace
 
+    settle_dataset(args)
     wanted, use = choose_workspace(args, seed)
     workspace = open_workspace(wanted, traces=run_files(args), use=use, primary=launch.primary)
     skipped: list[str] = []
@@ -694,6 +712,8 @@ def open_run(
         run_id=new_run_id(), tensorboard=args.tensorboard)
     for line in skipped:
         logger.warning(line)
+    if args.resume == "auto" and saved is None:
+        logger.message("--resume auto: there is no checkpoint yet, the training starts anew")
     return Run(args, launch, device, workspace, logger, saved, seed, accumulation, amp_dtype,
                device.memory_format(args.memory_format, args.amp), files, interruption), precision
 
@@ -710,8 +730,9 @@ def load_data(state: Run) -> Splits:
     splits = data_sources.load(
         data, args.dataset, train=not args.evaluate, val=not args.training_only,
         layout=args.data_layout, num_classes=args.num_classes, say=state.logger.message,
-        sample=None if sample is None else (sample, PACKAGE_ROOT / "data" / sample),
-        small_side=args.image_size if shows_small_images(args) else None)
+        sample=None if sample is None else (sample, DOWNLOADS / sample),
+        small_side=args.image_size if shows_small_images(args) else None,
+        create=data == str(DOWNLOADS))
     return datasets.adopt_classes(splits, saved["classes"], "the checkpoint") if saved else splits
 
 

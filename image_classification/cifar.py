@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classification.data_index import printable
+from image_classification.data_index import few, printable
 from image_classification.errors import DataError
 from image_classification.pixel_index import PixelIndex
 from image_classification.plain_pickle import load_plain_pickle
@@ -97,10 +97,13 @@ def find_cifar(data: Path, wanted: str | None = None) -> CifarFiles | None:
 
     Args:
         data: The folder with the batches, the folder above it, the archive, or its folder.
-        wanted: "cifar10" or "cifar100"; None: either.
+        wanted: "cifar10" or "cifar100"; None: either, by the archive's usual name.
 
     Returns:
         Where it is, None if it is not there. Unpacked comes before packed.
+
+    Raises:
+        DataError: The folder is there and lacks files.
     """
     kinds = [kind for name, kind in CIFAR_SETS.items() if wanted in (None, name)]
     for kind in kinds:
@@ -108,11 +111,25 @@ def find_cifar(data: Path, wanted: str | None = None) -> CifarFiles | None:
             if all((folder / name).is_file() for name in (*kind.files["val"], kind.names_file[0])):
                 return CifarFiles(kind, folder)
     for kind in kinds:
-        if data.is_file() and data.name.startswith(kind.archive.removesuffix(".tar.gz")):
+        usual = data.name.startswith(kind.archive.removesuffix(".tar.gz"))
+        if data.is_file() and (usual or wanted is not None):
             return CifarFiles(kind, data)
         if (data / kind.archive).is_file():
             return CifarFiles(kind, data / kind.archive)
+    for kind in kinds:
+        for folder in (data, data / kind.folder):
+            if folder.name == kind.folder and folder.is_dir() and any(folder.iterdir()):
+                raise DataError(_lacking(folder, kind))
     return None
+
+
+def _lacking(folder: Path, kind: CifarSet) -> str:
+    names = (*kind.files["train"], *kind.files["val"], kind.names_file[0])
+    missing = [name for name in names if not (folder / name).is_file()]
+    return (
+        f"{printable(folder)} lacks {few(missing)}; unpack {kind.archive} again, or give the "
+        "archive itself"
+    )
 
 
 def load_cifar(files: CifarFiles, splits: list[str]) -> dict[str, PixelIndex]:

@@ -43,6 +43,7 @@ def load(
     num_classes: int | None,
     sample: tuple[str, Path] | None,
     small_side: int | None,
+    create: bool,
     say: Callable[[str], None],
 ) -> Splits:
     """Index the images of a run, or bring them into memory where they are small.
@@ -56,6 +57,7 @@ def load(
         num_classes: What the user asked for.
         sample: A built-in data set instead of DIR: its name, and where it is written.
         small_side: A folder whose images all have this side in pixels is brought into memory.
+        create: Make DIR for a download if it is missing.
         say: Receives lines about a download.
 
     Returns:
@@ -65,8 +67,7 @@ def load(
         DataError: Missing, unreadable, empty, malformed or contradictory data.
     """
     if dataset in CIFAR_SETS:
-        files = small_images.cifar_files(Path(data), dataset, say)
-        assert files is not None
+        files = small_images.cifar_files(Path(data), dataset, say, create=create)
         return small_images.load_cifar_splits(files, train=train, val=val, num_classes=num_classes)
     folder = Path(data) if sample is None else prepare_sample(*sample)
     splits = load_splits(folder, train=train, val=val, layout=layout, num_classes=num_classes)

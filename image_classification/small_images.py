@@ -24,28 +24,35 @@ from image_classification.pixel_index import PixelIndex
 _MAX_BYTES = 4 << 30
 
 
-def cifar_files(data: Path, wanted: str | None, say: Callable[[str], None]) -> CifarFiles | None:
+def cifar_files(
+    data: Path, wanted: str, say: Callable[[str], None], *, create: bool = False
+) -> CifarFiles:
     """Find CIFAR's archives, or fetch them.
 
     Args:
         data: Where they are or shall be, see `find_cifar`.
-        wanted: "cifar10" or "cifar100"; None: whichever is there, and nothing is fetched.
+        wanted: "cifar10" or "cifar100".
         say: Receives lines about a download.
+        create: Make the folder if it is missing: nobody has named it, nobody can have mistyped it.
 
     Returns:
-        The files, None if there are none and none were asked for.
+        The files.
 
     Raises:
-        DataError: They are asked for, not there, and cannot be downloaded.
+        DataError: They are not there and cannot be downloaded, or something else is there.
     """
-    found = find_cifar(data, wanted)
-    if found is not None or wanted is None:
+    if (found := find_cifar(data, wanted)) is not None:
         return found
     kind = CIFAR_SETS[wanted]
-    if data.exists() and not data.is_dir():
+    if (other := find_cifar(data)) is not None:
         raise DataError(
-            f"{printable(data)} is not {kind.archive}; give that file, or a folder that holds "
-            f"{kind.folder}/ or shall receive the archive"
+            f"{printable(data)} holds {other.kind.name}, --dataset asks for {wanted}; give the "
+            "other folder or the other name"
+        )
+    if not data.is_dir() and not create:
+        raise DataError(
+            f"{printable(data)} does not exist; give the folder that holds {kind.folder}/ or "
+            f"{kind.archive}, or an existing folder that shall receive the archive"
         )
     download(SOURCE + kind.archive, data / kind.archive, md5=kind.md5, size=kind.size, say=say)
     return CifarFiles(kind, data / kind.archive)

@@ -6,7 +6,8 @@
 # bash run_scripts/CIFAR10_ResNet50_AMP_30E_Train.sh [WORKSPACE] [flags of main.py ...]
 source "$(dirname -- "${BASH_SOURCE[0]}")/_common.sh"
 use_cifar cifar10
+BATCH=$(share 512)
 train auto 1 \
     --arch resnet50_cifar --zero-init-last-bn --amp --epochs 30 \
-    --optimizer-batch-size 512 -b $((512 / ${NPROC:-1})) --lr 0.4 --lr-schedule cosine --warmup 5 \
+    --optimizer-batch-size 512 -b "$BATCH" --lr 0.4 --lr-schedule cosine --warmup 5 \
     --nesterov --wd 5e-4 --label-smoothing 0.1 --cutout 8 -- "$@"

@@ -88,6 +88,16 @@ train() {
         "${DATA[@]}" --raport-file raport.json --device "$device" "${flags[@]}" "$@"
 }
 
+# share IMAGES: prints how many of the images of a step each of NPROC processes (default: 1) gets.
+share() {
+    local nproc=${NPROC:-1}
+    if ! [[ $nproc =~ ^[1-9][0-9]*$ ]] || [ $(($1 % nproc)) -ne 0 ]; then
+        echo "$NAME: NPROC=$nproc: must divide the $1 images of a step" >&2
+        exit 2
+    fi
+    echo $(($1 / nproc))
+}
+
 # use_cifar cifar10|cifar100: the data set of a recipe; CIFAR_DATASET names its folder, else it is
 # downloaded into data/ where it is missing.
 use_cifar() {

@@ -18,7 +18,7 @@ from image_classification.atomic_file import atomic_file
 from image_classification.errors import UsageError, UserError, tell
 from image_classification.option_parser import OptionParser
 from image_classification.report.case import result_block, write_case
-from image_classification.report.run_log import RunLog, read_run
+from image_classification.report.run_log import RunLog, find_runs, read_run
 from image_classification.report.table import result_table
 
 PAGE_NAME = "report.html"
@@ -31,7 +31,7 @@ def build_parser() -> OptionParser:
         epilog="exit codes: 0 done, 2 usage, 3 no log",
     )  # fmt: skip
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
+    add("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run, or of --seeds")
     add(
         "--html",
         type=Path,
@@ -48,7 +48,8 @@ def build_parser() -> OptionParser:
 
 def run(options: argparse.Namespace) -> None:
     """Print and write what was asked for."""
-    logs = [read_run(folder) for folder in options.runs]
+    folders = [run for folder in options.runs for run in find_runs(folder)]
+    logs = [read_run(folder) for folder in folders]
     if options.case is not None:
         if len(logs) != 1 or options.output is None or options.seconds is None:
             raise UsageError("--case needs one RUN_DIR, --output and --seconds")
@@ -56,8 +57,10 @@ def run(options: argparse.Namespace) -> None:
         print(result_block(logs[0], options.seconds))
         return
     print(result_table(logs))
+    if len(logs) > 1:
+        print("\n".join(["", "rows:", *(log.name for log in logs)]))
     if not options.no_html:
-        folder = options.runs[0] if len(logs) == 1 else Path()
+        folder = options.runs[0] if len(options.runs) == 1 else Path()
         print(f"page: {write_page(logs, options.html or folder / PAGE_NAME)}")
 
 

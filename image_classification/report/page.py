@@ -36,7 +36,8 @@ table { border-collapse: collapse; background: #fff; font-variant-numeric: tabul
 th, td { border: 1px solid #dde3ea; padding: 3px 9px; text-align: right; white-space: nowrap; }
 th { background: #eef2f6; } td:first-child, th, .word, .text td { text-align: left; }
 .text td { white-space: normal; overflow-wrap: anywhere; } .changed { background: #fff3cf; }
-summary { cursor: pointer; margin: 8px 0; } img { image-rendering: pixelated; width: 560px; }
+summary { cursor: pointer; margin: 8px 0; }
+img { image-rendering: pixelated; width: 560px; border: 1px solid #9aa7b5; }
 """.strip()
 
 _MATRIX_AS_TABLE = 25
@@ -138,9 +139,10 @@ def _curves(runs: Sequence[RunLog]) -> str:
 def _classes(answers: Answers) -> str:
     """Confusion matrix, worst classes, most frequent mistakes."""
     confusion, classes = answers.confusion, answers.classes
-    when = "the evaluation" if answers.epoch is None else f"epoch {answers.epoch + 1}, the best"
+    when = "Evaluation" if answers.epoch is None else f"Best epoch ({answers.epoch + 1})"
     weights = ", averaged weights" if answers.averaged else ""
-    about = f"{confusion.images} validation images of {when}{weights}: {confusion.top1:.2f} % right"
+    right = number(confusion.top1, 2)
+    about = f"{when}{weights}: {right} % of {confusion.images} validation images are right"
     names = [printable(name, _NAME_LENGTH) for name in classes]
     results = confusion.per_class(names)
     pairs = confusion.most_confused(names, _PAIRS)

@@ -77,17 +77,20 @@ def speed_curves(runs: Sequence[RunLog]) -> str:
     """Images per second and the share of time spent waiting for data, over the run's time."""
 
     def draw(upper: Axes, lower: Axes) -> None:
-        longest = max((row.seconds for run in runs for row in run.train), default=0.0)
+        longest = max(run.seconds for run in runs)
         scale, unit = (3600.0, "hours") if longest > 7200 else (60.0, "minutes")
         for axes, name, average in (
             (upper, "train.total_ips", statistics.harmonic_mean),
             (lower, "train.data_wait", statistics.fmean),
         ):
             for run, colour in zip(runs, _cycle(len(runs)), strict=True):
-                points = [(row.seconds / scale, row.metrics.get(name)) for row in run.train]
-                measured = [(x, y) for x, y in points if y is not None]
+                points = [(row.seconds, row.metrics.get(name)) for row in run.train]
+                if not points:  # epochs shorter than --print-freq
+                    times = run.epoch_seconds
+                    points = [(times[epoch], row.get(name)) for epoch, row in run.epochs.items()]
+                measured = [(x / scale, y) for x, y in points if y is not None]
                 _line(axes, thinned(measured, average), color=colour, label=run.name)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-3))
         _finish(upper, "", "images/s", legend=len(runs) > 1)
         _finish(lower, f"time ({unit})", "waiting for data (%)", legend=False)
 
@@ -122,7 +125,8 @@ def _by_epoch(axes: Axes, runs: Sequence[RunLog], names: dict[str, str], label: 
                 title = run.name if name.startswith("val.") else ""
                 _line(axes, curve, color=colour, linestyle=dashes[name], label=title)
     for name, title in names.items() if len(runs) > 1 else ():
-        axes.plot([], [], color="grey", linestyle=dashes[name], label=title)
+        if any(name in row for run in runs for row in run.epochs.values()):
+            axes.plot([], [], color="grey", linestyle=dashes[name], label=title)
     values = [y for _, y in drawn if math.isfinite(y)]
     if values and min(values) > 0 and max(values) > _OUTLIER * statistics.median(values):
         axes.set_yscale("log")
@@ -153,7 +157,10 @@ def _finish(axes: Axes, x_label: str, y_label: str, *, legend: bool) -> None:
     if not axes.lines:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color="grey")
     elif legend:
-        for text in axes.legend(fontsize=8).get_texts():
+        # Below the axes, where it hides nothing.
+        below = axes.figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=3,
+                                   loc="outside lower center")  # fmt: skip
+        for text in below.get_texts():
             text.set_parse_math(False)  # names of folders may hold dollar signs
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from image_classification.confusion import Confusion
 from image_classification.data_index import printable
 from image_classification.errors import DataError
-from image_classification.run_files import CONFUSION_NAME, METRICS_NAME
+from image_classification.run_files import CONFUSION_NAME, EVALUATION_NAME, METRICS_NAME
 
 #: Metric -> value; NaN and the infinities are floats again.
 Metrics = dict[str, float]
@@ -62,6 +62,7 @@ class RunLog:
         name: The folder, as it was given.
         parameters: Its settings.
         epochs: Metrics of each epoch by its number; an epoch that was repeated counts as repeated.
+        epoch_seconds: Time that all starts of the run had taken by the end of each epoch.
         train: The log lines within epochs, in order; lines that were repeated count as repeated.
         summary: The last row of the run itself: of an evaluation all there is.
         warnings: What the runs warned of.
@@ -72,6 +73,7 @@ class RunLog:
     name: str
     parameters: dict[str, Any] = field(default_factory=dict)
     epochs: dict[int, Metrics] = field(default_factory=dict)
+    epoch_seconds: dict[int, float] = field(default_factory=dict)
     train: list[TrainRow] = field(default_factory=list)
     summary: Metrics = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -146,11 +148,25 @@ def read_run(folder: Path) -> RunLog:
     found.seconds = seen
     if not found.parameters:
         raise DataError(f"{printable(path)} holds no run")
+    name = CONFUSION_NAME if (folder / CONFUSION_NAME).exists() else EVALUATION_NAME
     try:
-        found.answers = _read_answers(folder / CONFUSION_NAME)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        found.warnings.append(f"{CONFUSION_NAME} cannot be used: {printable(str(error), 200)}")
+        found.answers = _read_answers(folder / name)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        found.warnings.append(f"{name} cannot be used: {printable(str(error), 200)}")
     return found
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Returns the folders of runs that a folder stands for: itself, or one for each seed."""
+    seeds = sorted(folder.glob(f"seed_*/{METRICS_NAME}"), key=lambda path: _seed(path.parent))
+    if (folder / METRICS_NAME).exists() or not seeds:
+        return [folder]
+    return [path.parent for path in seeds]
+
+
+def _seed(folder: Path) -> tuple[int, str]:
+    number = folder.name.removeprefix("seed_")
+    return (int(number) if number.isdecimal() else 0, number)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -179,9 +195,12 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _add(found: RunLog, row: dict[str, Any], seconds: float) -> None:
     kind, data, epoch = row["type"], row["data"], row["epoch"]
     if kind == "parameter":
-        found.parameters = data
+        # An evaluation in the folder of a training does not change what was trained.
+        if not data.get("evaluate") or not found.parameters or found.parameters.get("evaluate"):
+            found.parameters = data
     elif kind == "epoch":
         found.epochs[epoch] = _numbers(data)
+        found.epoch_seconds[epoch] = seconds
     elif kind == "train":
         position = epoch, row["iteration"]
         while found.train and found.train[-1][:2] >= position:

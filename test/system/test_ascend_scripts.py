@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from cifar_archives import write_cifar100
-from runs import ROOT, environment
+from runs import ROOT, environment, values
 
 SCRIPTS = sorted(path.name for path in (ROOT / "test").glob("train_*.sh"))
 SMALL = ("--arch", "resnet18_cifar", "--epochs", "1", "-p", "1", "--seed", "3")
@@ -73,15 +73,75 @@ def test_results_are_where_the_document_says(device: Device) -> None:
                     "TrainingTime", "TrainAccuracy", "ActualLoss", "E2ETrainingTime"]  # fmt: skip
     weights = ROOT / f"{case}.pth.tar"
     assert weights.read_bytes() == (device.output / case / "checkpoint.pth.tar").read_bytes()
-    # A second run keeps the first one's results; a failing one says so.
+    # A start that fails says so and leaves the results where they are.
+    there = sorted(path.name for path in device.output.iterdir())
     failed = device.run("train_performance_1p.sh", "--epochs", "0")
     assert failed.returncode == 2 and "--epochs 0: must be at least 1" in failed.stdout
     assert "the training failed with exit code 2" in failed.stderr
     assert "Final" not in failed.stdout
+    assert sorted({*(path.name for path in device.output.iterdir())} - {"earlier"}) == there
+    assert list((device.output / "earlier").iterdir()) == []
+    log = (device.output / f"train_{device.name}.log").read_text()
+    assert block.group() in log and "--epochs 0: must be" in log
+    # A run that goes on adds to them; one anew keeps them aside.
+    resumed = device.run("train_performance_1p.sh", "--epochs", "2", "--resume", "auto")
+    assert resumed.returncode == 0 and "Epoch: 0 " not in resumed.stdout
+    assert len(values(device.output / case, "epoch", "val.top1")) == 2
+    assert device.run("train_performance_1p.sh", "--no-checkpoints", "--prof", "1").returncode == 0
     (earlier,) = (device.output / "earlier").iterdir()
     assert sorted(path.name for path in earlier.iterdir()) == [
         case, f"{case}.log", f"train_{device.name}.log"
     ]  # fmt: skip
+
+
+def stand_in(tmp_path: Path) -> str:
+    """A Python that prints what it is started with and trains nothing."""
+    path = tmp_path / "python"
+    path.write_text('#!/bin/sh\necho "$@"\nexit 9\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["-b", "512"], "-b 512 --epochs 200 --lr 0.4"),
+        (["--batch-size=64"], "-b 64 --epochs 200 --lr 0.05"),
+        (["-b8", "--lr", "1"], "--lr 1"),
+        (["--addr", "10.0.0.7"], "--master_addr 10.0.0.7"),
+        (["--addr=10.0.0.7"], "--master_addr 10.0.0.7"),
+    ],
+)
+def test_common_parameters_reach_launcher_recipe_and_names(
+    device: Device, tmp_path: Path, flags: list[str], expected: str
+) -> None:
+    done = subprocess.run(
+        ["bash", "./test/train_full_1p.sh", *flags], cwd=ROOT, capture_output=True, text=True,
+        env={**device.environment(), "PYTHON": stand_in(tmp_path), "DEVICE": "npu"},
+    )  # fmt: skip
+    assert done.returncode == 9 and expected in done.stdout
+    assert f"--gpu-id {device.name}" in done.stdout
+    batch = {"-b": "512", "--batch-size=64": "64", "-b8": "8"}.get(flags[0], "16")
+    assert f"{device.name}/Resnet50_cifar_for_PyTorch_bs{batch}_1p_acc" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--data_path"], "--data_path needs a value"),
+        (["--data_path="], "--data_path is empty"),
+        (["-b", "many"], "-b many: must be a whole number"),
+        (["--workspace", "x"], "--workspace is not for this script"),
+        (["--seeds=0,1"], "--seeds is not for this script"),
+    ],
+)
+def test_what_the_scripts_refuse(device: Device, flags: list[str], text: str) -> None:
+    done = subprocess.run(
+        ["bash", "./test/train_full_1p.sh", *flags], cwd=ROOT, env=device.environment(),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and text in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not device.output.exists()
 
 
 def test_several_processes(device: Device) -> None:
@@ -118,7 +178,3 @@ def test_there_are_twelve_and_all_say_how_they_are_used() -> None:
         assert (
             done.returncode == 0 and f"usage: bash test/{script} [--data_path=DIR]" in done.stdout
         )
-    done = subprocess.run(
-        ["bash", "./test/train_full_1p.sh", "--data_path"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "--data_path needs a folder" in done.stderr

@@ -105,11 +105,11 @@ def commands() -> Iterator[list[str]]:
     """The words of every command in a bash block, or in a code span that starts a program."""
     for text in OURS.values():
         lines = [line for block in blocks(text) for line in block.splitlines()]
-        starts = r"(?:[A-Z]+=\S+ )*(?:(?:\.venv/bin/)?python|bash|docker|pip|source) (?!main.py$)"
+        starts = r"(?:[A-Z_]+=\S+ )*(?:(?:\.venv/bin/)?python|bash|docker|pip|source) (?!main.py$)"
         lines += [span for span in spans(text) if re.match(starts, span)]
         for line in lines:
             words = shlex.split(line, comments=True)
-            while words and re.fullmatch(r"[A-Z]+=.*", words[0]):
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 del words[0]
             if words:
                 yield words

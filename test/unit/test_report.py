@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import re
+import shutil
 import statistics
 import sys
 from html.parser import HTMLParser
@@ -58,7 +59,8 @@ def test_the_table_has_the_documents_columns(folder: Path, tmp_path: Path, capsy
     settings = {"environment": {"versions": {"torch": "2.9.0"}}}
     other = write_log(tmp_path / "new", [("parameter", None, settings)])
     assert report.main([str(folder), str(other), "--no-html"]) == 0
-    header, rule, first, second = capsys.readouterr().out.splitlines()
+    header, rule, first, second, *names = capsys.readouterr().out.splitlines()
+    assert names == ["", "rows:", str(folder), str(other)]
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in (header, first, second)
     ]
@@ -172,7 +174,7 @@ def test_the_page_shows_the_run_and_fetches_nothing(folder: Path, capsys) -> Non
     assert all(target.startswith("#") for target in page.fetched), page.fetched
     for expected in (
         "61.65 %", "best top-1 (epoch 2)", "133.3", "learning rate", "waiting for data (%)",
-        "6 validation images of epoch 2, the best: 50.00 % right.", "cat & co",
+        "Best epoch (2): 50.00 % of 6 validation images are right.", "cat & co",
         "<script>alert(1)</script>", "<script>alert(1)</script> (2)",
         "images/s fell <b> (2 times)", "optimizer_batch_size", "2.4.1+cpu",
     ):  # fmt: skip
@@ -210,17 +212,49 @@ def test_many_classes_are_an_image(folder: Path, capsys) -> None:
 def test_an_evaluation_has_no_curves(tmp_path: Path, capsys) -> None:
     rows = [("parameter", None, SETTINGS), ("summary", None, {"val.top1": 71.5})]
     folder = write_log(tmp_path / "evaluated", rows)
-    (folder / "confusion.json").write_text(json.dumps({**ANSWERS, "epoch": None}))
+    (folder / "confusion_evaluation.json").write_text(json.dumps({**ANSWERS, "epoch": None}))
     page = make_page(capsys, folder)
     assert "svg" not in page.tags and "71.50 %" in page.words
-    assert "6 validation images of the evaluation: 50.00 % right." in page.words
+    assert "Evaluation: 50.00 % of 6 validation images are right." in page.words
+
+
+def test_an_evaluation_does_not_change_what_was_trained(folder: Path, capsys) -> None:
+    with open(folder / "metrics.jsonl", "a") as log:
+        for kind, data in (
+            ("parameter", {**SETTINGS, "evaluate": True, "amp_type": "FP32"}),
+            ("summary", {"val.top1": 1.0}),
+        ):
+            log.write(json.dumps({"type": kind, "epoch": None, "data": data}) + "\n")
+    (folder / "confusion.json").write_text(json.dumps(ANSWERS))
+    (folder / "confusion_evaluation.json").write_text(json.dumps({**ANSWERS, "epoch": None}))
+    page = make_page(capsys, folder)
+    assert read_run(folder).parameters["amp_type"] == "float16" and "61.65 %" in page.words
+    assert "Best epoch (2)" in page.words
+
+
+def test_the_runs_of_several_seeds(folder: Path, tmp_path: Path, capsys) -> None:
+    for seed in (10, 2):
+        shutil.copytree(folder, tmp_path / f"seeds/seed_{seed}")
+    page = make_page(capsys, tmp_path / "seeds")
+    assert (tmp_path / "seeds/report.html").exists() and "2 runs" in page.words
+    assert page.words.index("seed_2") < page.words.index("seed_10")
+
+
+def test_epochs_without_log_lines_have_their_own_rate(tmp_path: Path, capsys) -> None:
+    rows = [("parameter", None, SETTINGS), ("epoch", 0, epoch(5.0, 10.0))]
+    page = make_page(capsys, write_log(tmp_path / "short", rows))
+    assert page.words.count("not measured") == 2  # learning rate; waiting for data
 
 
 def test_a_run_in_several_starts_is_one_curve(tmp_path: Path) -> None:
     folder = write_log(tmp_path, [("parameter", None, SETTINGS)])
     with open(folder / "metrics.jsonl", "a") as log:
-        for row in (train_row(0, 10, 100.0, "first", 5.0), train_row(0, 20, 1.0, "first", 9.0),
-                    train_row(0, 20, 110.0, "second", 3.0), train_row(1, 10, 120.0, "second", 7.0)):
+        for row in (
+            train_row(0, 10, 100.0, "first", 5.0),
+            train_row(0, 20, 1.0, "first", 9.0),
+            train_row(0, 20, 110.0, "second", 3.0),
+            train_row(1, 10, 120.0, "second", 7.0),
+        ):
             log.write(row + "\n")  # fmt: skip
     run = read_run(folder)
     assert [row[:3] for row in run.train] == [(0, 10, 5.0), (0, 20, 12.0), (1, 10, 16.0)]
