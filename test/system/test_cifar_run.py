@@ -75,6 +75,7 @@ def test_the_archive_is_read_as_it_is(archive: Path, tmp_path: Path) -> None:
 
 
 def test_without_network_one_line_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
     command = [sys.executable, "main.py", str(tmp_path / "data"), "--dataset", "cifar100",
                "--device", "cpu", "--workspace", str(tmp_path / "w")]  # fmt: skip
     nowhere = environment(https_proxy="http://127.0.0.1:9", HTTPS_PROXY="http://127.0.0.1:9")

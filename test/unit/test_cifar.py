@@ -16,7 +16,7 @@ from cifar_archives import batch, colourful, pack, write_cifar10, write_cifar100
 from image_classification.cifar import find_cifar, load_cifar
 from image_classification.errors import DataError
 from image_classification.plain_pickle import load_plain_pickle
-from image_classification.small_images import load_cifar_splits
+from image_classification.small_images import cifar_files, load_cifar_splits
 
 
 @pytest.fixture
@@ -60,6 +60,31 @@ def test_only_what_is_asked_for_is_found(folder: Path, tmp_path: Path) -> None:
     write_cifar10(tmp_path)
     assert find_cifar(tmp_path, "cifar100").path == folder
     assert find_cifar(tmp_path).kind.name == "cifar10"
+
+
+def test_an_archive_may_have_any_name_if_its_kind_is_given(folder: Path, tmp_path: Path) -> None:
+    archive = pack(folder, tmp_path / "mine.tgz")
+    assert find_cifar(archive) is None
+    found = load_cifar(cifar_files(archive, "cifar100", print), ["val"])
+    assert len(found["val"]) == 24
+
+
+@pytest.mark.parametrize("wanted", [None, "cifar100"])
+def test_a_folder_that_lacks_files_says_which(folder: Path, wanted: str | None) -> None:
+    (folder / "meta").unlink()
+    for data in (folder, folder.parent):
+        with pytest.raises(DataError, match=r"cifar-100-python lacks meta; unpack cifar-100-pyth"):
+            find_cifar(data, wanted)
+
+
+def test_another_data_set_or_a_mistyped_folder_downloads_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="holds cifar100, --dataset asks for cifar10"):
+        cifar_files(tmp_path, "cifar10", print)
+    with pytest.raises(DataError, match=r"mistyped does not exist; give the folder that holds"):
+        cifar_files(tmp_path / "mistyped", "cifar10", print)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def test_splits_of_a_run(folder: Path) -> None:
