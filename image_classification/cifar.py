@@ -8,7 +8,9 @@ The archive or the folder that it unpacks to is read as it is; nothing is unpack
 from __future__ import annotations
 
 import os
+import stat
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from image_classification.plain_pickle import load_plain_pickle
 SIDE = 32
 # Far above any member of the archives: 31 MB and 155 MB.
 _MAX_MEMBER_BYTES = 1 << 29
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -103,24 +106,38 @@ def find_cifar(data: Path, wanted: str | None = None) -> CifarFiles | None:
         Where it is, None if it is not there. Unpacked comes before packed.
 
     Raises:
-        DataError: The folder is there and lacks files.
+        DataError: The folder is there and lacks files, or both are there and none was asked for.
     """
     kinds = [kind for name, kind in CIFAR_SETS.items() if wanted in (None, name)]
-    for kind in kinds:
-        for folder in (data, data / kind.folder):
-            if all((folder / name).is_file() for name in (*kind.files["val"], kind.names_file[0])):
-                return CifarFiles(kind, folder)
-    for kind in kinds:
-        usual = data.name.startswith(kind.archive.removesuffix(".tar.gz"))
-        if data.is_file() and (usual or wanted is not None):
-            return CifarFiles(kind, data)
-        if (data / kind.archive).is_file():
-            return CifarFiles(kind, data / kind.archive)
+    found = [
+        CifarFiles(kind, path)
+        for kind in kinds
+        if (path := _place_of(kind, data, wanted)) is not None
+    ]
+    if len(found) > 1:
+        raise DataError(
+            f"{printable(data)} holds cifar10 and cifar100; say which one with --dataset"
+        )
+    if found:
+        return found[0]
     for kind in kinds:
         for folder in (data, data / kind.folder):
             if folder.name == kind.folder and folder.is_dir() and any(folder.iterdir()):
                 raise DataError(_lacking(folder, kind))
     return None
+
+
+def _place_of(kind: CifarSet, data: Path, wanted: str | None) -> Path | None:
+    """The folder with the batches, else the archive."""
+    needed = (*kind.files["val"], kind.names_file[0])
+    for folder in (data, data / kind.folder):
+        paths = [folder / name for name in needed]
+        if all(path.exists() and not path.is_dir() for path in paths):
+            return folder
+    usual = data.name.startswith(kind.archive.removesuffix(".tar.gz"))
+    if data.is_file() and (usual or wanted is not None):
+        return data
+    return data / kind.archive if (data / kind.archive).is_file() else None
 
 
 def _lacking(folder: Path, kind: CifarSet) -> str:
@@ -147,10 +164,7 @@ def load_cifar(files: CifarFiles, splits: list[str]) -> dict[str, PixelIndex]:
     """
     kind = files.kind
     with _open(files) as read:
-        content = read(kind.names_file[0])
-        classes = [_name(text) for text in content.get(kind.names_file[1], [])]
-        if not classes:
-            raise DataError(f"{printable(files.path)}: {kind.names_file[0]} names no class")
+        classes = _names(read(kind.names_file[0]).get(kind.names_file[1]), kind, files.path)
         found = {}
         for split in splits:
             parts = [_check(read(name), kind, name, len(classes)) for name in kind.files[split]]
@@ -168,40 +182,53 @@ def _open(files: CifarFiles) -> Iterator[Any]:
             _read_file(files.path / name), printable(files.path / name)
         )
         return
-    try:
-        archive = tarfile.open(files.path)
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise DataError(f"{printable(files.path)} cannot be read: {error}") from error
-    with archive:
+    with _intact(files.path), tarfile.open(files.path) as archive:
+        members = {member.name.removeprefix("./"): member for member in archive.getmembers()}
         yield lambda name: load_plain_pickle(
-            _read_member(archive, f"{files.kind.folder}/{name}", files.path),
+            _read_member(archive, members.get(f"{files.kind.folder}/{name}"), files, name),
             f"{printable(files.path)}: {name}",
         )
+        # gzip's own check sum stands at the end: without it a flipped bit would be a wrong pixel.
+        while archive.fileobj is not None and archive.fileobj.read(_BLOCK):
+            pass
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    """Makes one line of what the readers raise about a damaged archive."""
+    try:
+        yield
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{printable(path)} is damaged or no archive of CIFAR ({printable(reason, 100)}); get "
+            "it again"
+        ) from error
 
 
 def _read_file(path: Path) -> bytes:
     try:
-        if path.stat().st_size > _MAX_MEMBER_BYTES:
-            raise DataError(f"{printable(path)} is too large for a batch of CIFAR")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_MEMBER_BYTES:
+            raise DataError(f"{printable(path)} is no ordinary file, or too large for CIFAR")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read ({error.strerror})") from error
 
 
-def _read_member(archive: tarfile.TarFile, name: str, path: Path) -> bytes:
+def _read_member(
+    archive: tarfile.TarFile, member: tarfile.TarInfo | None, files: CifarFiles, name: str
+) -> bytes:
     """A member's content; nothing of the archive is written anywhere."""
-    try:
-        member = archive.getmember(name)
-        stream = archive.extractfile(member)
-        if stream is None or member.size > _MAX_MEMBER_BYTES:
-            raise DataError(f"{printable(path)}: {name} is not an ordinary file of its size")
-        content = stream.read()
-    except KeyError as error:
-        raise DataError(f"{printable(path)} holds no {name}; get the archive again") from error
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise DataError(f"{printable(path)} is damaged ({error}); get it again") from error
+    path = printable(files.path)
+    if member is None:
+        raise DataError(f"{path} holds no {files.kind.folder}/{name}; get the archive again")
+    stream = archive.extractfile(member) if member.isreg() else None
+    if stream is None or member.size > _MAX_MEMBER_BYTES:
+        raise DataError(f"{path}: {name} is not an ordinary file of its size")
+    content = stream.read()
     if len(content) != member.size:
-        raise DataError(f"{printable(path)} ends within {name}; get it again")
+        raise DataError(f"{path} ends within {name}; get it again")
     return content
 
 
@@ -220,5 +247,13 @@ def _check(
     return np.ascontiguousarray(images), np.array(labels, dtype=np.int64)
 
 
-def _name(text: Any) -> str:
-    return os.fsdecode(text) if isinstance(text, bytes) else str(text)
+def _names(found: Any, kind: CifarSet, path: Path) -> list[str]:
+    """The class names, which are as many different texts."""
+    texts = found if isinstance(found, list) else []
+    names = [os.fsdecode(text) for text in texts if isinstance(text, bytes | str)]
+    if not names or len(set(names)) < len(texts):
+        raise DataError(
+            f"{printable(path)}: {kind.names_file[0]} has no list of different class names as "
+            f"{kind.names_file[1]!r}; get the archive again"
+        )
+    return names

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+_LARGEST = 2**53
 Integers = npt.NDArray[np.int64]
 
 
@@ -137,8 +138,12 @@ class Confusion:
             raise ValueError("a confusion matrix is a list of [target, predicted, count]")
         target, predicted, count = np.asarray(table, np.int64).T
         classes = table[:, :2]
-        if (classes < 0).any() or (classes >= num_classes).any() or (count < 1).any():
-            raise ValueError("a confusion matrix has classes and counts that do not exist")
+        if (classes < 0).any() or (classes >= num_classes).any():
+            raise ValueError("a confusion matrix has classes that do not exist")
+        if (count < 1).any() or (count > _LARGEST).any() or sum(count.tolist()) > _LARGEST:
+            raise ValueError("a confusion matrix has counts that cannot be")
+        if len(np.unique(classes, axis=0)) < len(classes):
+            raise ValueError("a confusion matrix has a pair of classes twice")
         return cls(target, predicted, count)
 
 

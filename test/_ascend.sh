@@ -96,11 +96,12 @@ run_case() {
         -b "$batch" --epochs "$epochs" --lr "$lr" --lr-milestones 60,120,160 --lr-gamma 0.2
         --wd 5e-4 --workspace "$workspace" ${flags[@]+"${flags[@]}"}
     )
-    "${command[@]}" > >(tee -a "$log") 2>&1 &
+    # A signal to the whole group must not end the log before the training.
+    "${command[@]}" > >(trap '' INT TERM HUP && exec tee -a "$log") 2>&1 &
     local child=$!
-    # Signals that this shell gets go on to the training; its own end is waited for.
-    trap 'kill -TERM "$child" 2>/dev/null || true' TERM HUP
-    trap 'kill -INT "$child" 2>/dev/null || true' INT
+    # Signals that this shell gets go on to the training, whose end is waited for. A job of a shell
+    # ignores SIGINT; all three mean the same.
+    trap 'kill -TERM "$child" 2>/dev/null || true' INT TERM HUP
     while true; do
         status=0
         wait "$child" || status=$?
@@ -121,7 +122,8 @@ run_case() {
     PYTHONPATH=$ROOT "$PYTHON" -m image_classification.report "$workspace" --case "$case_name" \
         --network "$NETWORK" --output "$output" --seconds $((SECONDS - started)) | tee -a "$log"
     if [ -e "$workspace/checkpoint.pth.tar" ]; then # not with --no-checkpoints
-        cp -f -- "$workspace/checkpoint.pth.tar" "$ROOT/$case_name.pth.tar"
+        cp -f -- "$workspace/checkpoint.pth.tar" "$ROOT/.$case_name.tmp"
+        mv -f -- "$ROOT/.$case_name.tmp" "$ROOT/$case_name.pth.tar"
         echo "weights: $ROOT/$case_name.pth.tar, log: $log"
     fi
 }
@@ -129,8 +131,10 @@ run_case() {
 # keep_earlier OUTPUT LOG CASE: moves the log of the device and the results of an earlier run of this
 # case out of the way, into the folder `kept`.
 keep_earlier() {
-    local old stamp
+    local old stamp number=1
     stamp=$1/earlier/$(date +%Y%m%d-%H%M%S)
+    while [ -e "$stamp${number#1}" ]; do number=$((number + 1)); done
+    stamp=$stamp${number#1}
     for old in "$2" "$1/$3" "$1/$3.log" "$1/train_$3_perf_report.log"; do
         if [ -e "$old" ]; then
             mkdir -p -- "$stamp"

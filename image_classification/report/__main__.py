@@ -42,8 +42,15 @@ def build_parser() -> OptionParser:
     add("--case", metavar="NAME", help="print the result block of one run and write its key files")
     add("--network", default="Resnet50_cifar_for_PyTorch", metavar="NAME", help="of the case")
     add("--output", type=Path, metavar="FOLDER", help="where the key files of --case go")
-    add("--seconds", type=float, metavar="S", help="duration of the whole case")
+    add("--seconds", type=_seconds, metavar="S", help="duration of the whole case")
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import base64
 import html
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ img { image-rendering: pixelated; width: 560px; border: 1px solid #9aa7b5; }
 
 _MATRIX_AS_TABLE = 25
 _MATRIX_AS_IMAGE = 1000
-_WORST, _PAIRS = 15, 20
+_WORST, _PAIRS, _WARNINGS = 15, 20, 200
 _NAME_LENGTH = 40
 
 
@@ -205,12 +206,14 @@ def _matrix_image(confusion: Confusion, names: Sequence[str]) -> str:
 
 
 def _warnings(warnings: Sequence[str]) -> str:
-    counted = {text: warnings.count(text) for text in dict.fromkeys(warnings)}
-    items = "".join(
+    counted = Counter(warnings)
+    items = [
         f"<li>{_text(text)}{f' ({count} times)' if count > 1 else ''}</li>"
-        for text, count in counted.items()
-    )
-    return f"<ul>{items}</ul>"
+        for text, count in list(counted.items())[:_WARNINGS]
+    ]
+    if len(counted) > _WARNINGS:
+        items.append(f"<li>and {len(counted) - _WARNINGS} more, in metrics.jsonl</li>")
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def _configuration(run: RunLog) -> dict[str, Any]:
@@ -220,8 +223,9 @@ def _configuration(run: RunLog) -> dict[str, Any]:
 def _environment(run: RunLog) -> dict[str, Any]:
     found = dict(run.environment)
     versions = found.pop("versions", None)
-    if isinstance(found.get("device_memory"), int):
-        found["device_memory"] = format_memory(found["device_memory"])
+    memory = found.get("device_memory")
+    if isinstance(memory, int) and 0 <= memory < 2**60:
+        found["device_memory"] = format_memory(memory)
     return {**found, **(versions if isinstance(versions, dict) else {})}
 
 

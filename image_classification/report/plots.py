@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -88,7 +89,7 @@ def speed_curves(runs: Sequence[RunLog]) -> str:
                 if not points:  # epochs shorter than --print-freq
                     times = run.epoch_seconds
                     points = [(times[epoch], row.get(name)) for epoch, row in run.epochs.items()]
-                measured = [(x / scale, y) for x, y in points if y is not None]
+                measured = [(x / scale, y) for x, y in points if y is not None and y >= 0]
                 _line(axes, thinned(measured, average), color=colour, label=run.name)
             axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-3))
         _finish(upper, "", "images/s", legend=len(runs) > 1)
@@ -181,4 +182,6 @@ def _figure(name: str, draw: Callable[..., None], rows: int = 1) -> str:
         draw(*figure.subplots(rows, sharex=True, squeeze=False)[:, 0])
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
+    # matplotlib numbers the groups of each figure from 1; on one page the names must differ.
+    svg = re.sub(r'\bid="([A-Za-z][A-Za-z0-9.]*_\d+)"', rf'id="{name}-\1"', svg)
     return svg[svg.index("<svg") :]

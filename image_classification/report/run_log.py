@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from image_classification.run_files import CONFUSION_NAME, EVALUATION_NAME, METR
 #: Metric -> value; NaN and the infinities are floats again.
 Metrics = dict[str, float]
 
+_LARGEST = 2**53  # numbers up to here are exact in every reader of JSON
 _NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
@@ -89,7 +91,7 @@ class RunLog:
     @property
     def processes(self) -> int:
         """Number of processes, one for each device."""
-        return int(self.parameters.get("processes") or 1)
+        return _count(self.parameters.get("processes")) or 1
 
     @property
     def top1(self) -> float | None:
@@ -110,7 +112,8 @@ class RunLog:
     @property
     def images_per_second(self) -> float | None:
         """Training throughput over all devices: images of all epochs / their time."""
-        rates = [rate for row in self.epochs.values() if (rate := row.get("train.total_ips"))]
+        rates = [row.get("train.total_ips", 0.0) for row in self.epochs.values()]
+        rates = [rate for rate in rates if 0.0 < rate < math.inf]
         # Epochs have equal numbers of images: their harmonic mean is images / time.
         return len(rates) / sum(1.0 / rate for rate in rates) if rates else None
 
@@ -122,7 +125,7 @@ class RunLog:
     @property
     def global_batch(self) -> int:
         """Images per optimizer step over all devices."""
-        return int(self.parameters.get("optimizer_batch_size") or 0)
+        return _count(self.parameters.get("optimizer_batch_size")) or 0
 
 
 def read_run(folder: Path) -> RunLog:
@@ -180,16 +183,25 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
+            elapsed, epoch = row.get("elapsed"), _count(row.get("epoch"))
+            is_time = isinstance(elapsed, (int, float)) and 0 <= elapsed < _LARGEST
+            if row["type"] in ("epoch", "train") and epoch is None:
+                continue
             yield {
                 "type": row["type"],
                 "data": dict(row["data"]),
                 "run_id": row.get("run_id"),
-                "elapsed": float(row.get("elapsed") or 0.0),
-                "epoch": int(row["epoch"]) if row.get("epoch") is not None else -1,
-                "iteration": int(row["iteration"]) if row.get("iteration") is not None else 0,
+                "elapsed": float(elapsed) if is_time else 0.0,
+                "epoch": epoch,
+                "iteration": _count(row.get("iteration")) or 0,
             }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
+
+
+def _count(value: Any) -> int | None:
+    """A whole number from 0 that can be one, else None."""
+    return value if type(value) is int and 0 <= value <= _LARGEST else None
 
 
 def _add(found: RunLog, row: dict[str, Any], seconds: float) -> None:
@@ -199,17 +211,24 @@ def _add(found: RunLog, row: dict[str, Any], seconds: float) -> None:
         if not data.get("evaluate") or not found.parameters or found.parameters.get("evaluate"):
             found.parameters = data
     elif kind == "epoch":
+        _forget(found, epoch + 1, 0)
         found.epochs[epoch] = _numbers(data)
         found.epoch_seconds[epoch] = seconds
     elif kind == "train":
-        position = epoch, row["iteration"]
-        while found.train and found.train[-1][:2] >= position:
-            found.train.pop()  # lost with the start that wrote it
-        found.train.append(TrainRow(*position, seconds, _numbers(data)))
+        _forget(found, epoch, row["iteration"])
+        found.train.append(TrainRow(epoch, row["iteration"], seconds, _numbers(data)))
     elif kind == "summary":
         found.summary = _numbers(data)
     elif kind == "message" and data.get("level") in ("warning", "error"):
         found.warnings.append(str(data.get("text")))
+
+
+def _forget(found: RunLog, epoch: int, iteration: int) -> None:
+    """Drops what lies behind the place at which a later start went on."""
+    while found.train and found.train[-1][:2] >= (epoch, iteration):
+        found.train.pop()
+    for lost in [number for number in found.epochs if number >= epoch]:
+        del found.epochs[lost]
 
 
 def _numbers(data: dict[str, Any]) -> Metrics:
@@ -220,7 +239,7 @@ def _numbers(data: dict[str, Any]) -> Metrics:
     return {
         name: float(value)
         for name, value in values.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(value, float) or (type(value) is int and abs(value) <= _LARGEST)
     }
 
 
@@ -230,7 +249,9 @@ def _read_answers(path: Path) -> Answers | None:
     content = json.loads(path.read_text("utf-8"))
     classes = [str(name) for name in content["classes"]]
     epoch = content["epoch"]
+    if epoch is not None and _count(epoch) is None:
+        raise ValueError("its epoch is no number of one")
     return Answers(
-        None if epoch is None else int(epoch), content["group"] == "val_ema", classes,
+        epoch, content["group"] == "val_ema", classes,
         Confusion.from_json(content["confusion"], len(classes)),
     )  # fmt: skip

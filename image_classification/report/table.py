@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from image_classification.data_index import printable
 from image_classification.report.run_log import RunLog
 
 COLUMNS = ("NAME", "Acc@1", "FPS", "Epochs", "AMP_Type", "Torch_Version", "batch_size")
@@ -25,18 +27,24 @@ def result_table(runs: Sequence[RunLog]) -> str:
 
 def result_row(run: RunLog) -> tuple[str, ...]:
     """The texts below COLUMNS."""
-    versions = run.environment.get("versions") or {}
+    versions = run.environment.get("versions")
+    torch = versions.get("torch") if isinstance(versions, dict) else None
     return (
-        f"{run.processes}p-{str(run.environment.get('device', '?')).upper()}",
+        f"{run.processes}p-{_word(run.environment.get('device', '?')).upper()}",
         number(run.top1, 2),
         number(run.images_per_second, 0),
         str(len(run.epochs)),
-        str(run.parameters.get("amp_type", "-")),
-        str(versions.get("torch") or "-").partition("+")[0],
+        _word(run.parameters.get("amp_type", "-")),
+        _word(torch or "-").partition("+")[0],
         str(run.global_batch),
     )
 
 
+def _word(value: object) -> str:
+    """What a log says, safe to print, in a cell of a Markdown table."""
+    return printable(str(value), 40).replace("|", "/")
+
+
 def number(value: float | None, digits: int) -> str:
-    """A figure with so many digits behind the point, "-" for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    """A figure with so many digits behind the point, "-" for none and for NaN."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -153,18 +153,26 @@ def test_several_processes(device: Device) -> None:
     assert "training average images/sec : " in report
 
 
-def test_signals_reach_the_training(device: Device) -> None:
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGINT, True)]
+)
+def test_signals_reach_the_training(device: Device, number: signal.Signals, group: bool) -> None:
+    """To the script, and as a terminal sends Ctrl-C: to all processes of the group."""
     process = subprocess.Popen(
         device.command("train_full_1p.sh", "--epochs", "500"), cwd=ROOT,
         env=device.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stdout is not None
     while "Epoch: 0 Iteration: 1" not in (line := process.stdout.readline()):
         assert line, process.communicate()
-    process.send_signal(signal.SIGTERM)
+    (os.killpg if group else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "the training failed with exit code 143" in errors
+    log = (device.output / f"train_{device.name}.log").read_text()
+    assert "main.py: stopped by a signal; saved in epoch 1" in log
     left = subprocess.run(["pgrep", "-f", str(device.output)], capture_output=True, text=True)
     assert left.stdout == ""
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ def test_only_what_is_asked_for_is_found(folder: Path, tmp_path: Path) -> None:
     assert find_cifar(tmp_path / "missing") is None
     write_cifar10(tmp_path)
     assert find_cifar(tmp_path, "cifar100").path == folder
-    assert find_cifar(tmp_path).kind.name == "cifar10"
+    with pytest.raises(DataError, match="holds cifar10 and cifar100; say which one"):
+        find_cifar(tmp_path)
 
 
 def test_an_archive_may_have_any_name_if_its_kind_is_given(folder: Path, tmp_path: Path) -> None:
@@ -181,7 +184,66 @@ def test_contents_that_do_not_fit(folder: Path, change: dict[bytes, Any], messag
         load(folder)
 
 
+@pytest.mark.parametrize(
+    "names", [5, b"abcdef", [], [b"a", b"a", b"b", b"c", b"d", b"e"], [b"a", [b"b"], None], None]
+)
+def test_class_names_are_a_list_of_different_texts(folder: Path, names: Any) -> None:
+    write_pickle(folder / "meta", {b"fine_label_names": names})
+    with pytest.raises(DataError, match="meta has no list of different class names"):
+        load(folder)
+
+
+@pytest.mark.parametrize("place", range(30, 100, 7))
+def test_a_flipped_bit_in_an_archive_is_found(folder: Path, tmp_path: Path, place: int) -> None:
+    archive = pack(folder, tmp_path / "cifar-100-python.tar.gz")
+    data = bytearray(archive.read_bytes())
+    data[len(data) * place // 100] ^= 4
+    archive.write_bytes(data)
+    shutil.rmtree(folder)
+    with pytest.raises(DataError) as told:
+        load(archive)
+    assert "\n" not in str(told.value) and str(archive) in str(told.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08broken", b"no archive at all"])
+def test_what_is_no_archive_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "cifar-100-python.tar.gz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged or no archive of CIFAR.*get it again") as told:
+        load(path)
+    assert "\n" not in str(told.value)
+
+
+def test_an_archive_packed_with_dots(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cifar-100-python.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder, "./cifar-100-python")
+    assert len(load(path)["val"]) == 24
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "device"])
+def test_what_is_no_ordinary_file_is_not_read(folder: Path, tmp_path: Path, kind: str) -> None:
+    (folder / "train").unlink()
+    if kind == "fifo":
+        os.mkfifo(folder / "train")
+    elif kind == "device":
+        (folder / "train").symlink_to("/dev/zero")
+    if kind != "link":
+        with pytest.raises(DataError, match="no ordinary file"):
+            load(folder)
+        return
+    path = tmp_path / "cifar-100-python.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder, folder.name)
+        member = tarfile.TarInfo(f"{folder.name}/train")
+        member.type, member.linkname = tarfile.SYMTYPE, "train"
+        archive.addfile(member)
+    shutil.rmtree(folder)
+    with pytest.raises(DataError, match="train is not an ordinary file"):
+        load(path)
+
+
 def test_no_class_names(folder: Path) -> None:
     write_pickle(folder / "meta", {b"coarse_label_names": [b"all"]})
-    with pytest.raises(DataError, match="meta names no class"):
+    with pytest.raises(DataError, match="meta has no list of different class names"):
         load(folder)

@@ -74,7 +74,8 @@ def test_through_json_and_back(confusion: Confusion) -> None:
 @pytest.mark.parametrize(
     "entries",
     [None, {}, 5, "text", [[0, 1]], [[0, 3, 1]], [[-1, 0, 1]], [[0, 0, 0]], [[0, 0, 1.5]],
-     [[0, 0, 10**30]], [[0, 0, 1], [0]], [["a", "b", "c"]]],
+     [[0, 0, 10**30]], [[0, 0, 2**53 + 1]], [[0, 0, 2**53], [0, 1, 1]], [[0, 0, 5], [0, 0, 5]],
+     [[0, 0, 1], [0]], [["a", "b", "c"]]],
 )  # fmt: skip
 def test_foreign_content_is_refused(entries: Any) -> None:
     with pytest.raises(ValueError):

@@ -291,3 +291,73 @@ def test_without_matplotlib_the_table_is_there(folder: Path, capsys, monkeypatch
 def test_a_page_that_cannot_be_written_is_one_line(folder: Path, tmp_path: Path, capsys) -> None:
     assert report.main([str(folder), "--html", str(tmp_path / "none" / "page.html")]) == 2
     assert "choose another with --html FILE" in capsys.readouterr().err
+
+
+# ---- logs that nobody of ours has written
+
+HUGE = "1" + "0" * 400
+STRANGE = ["Infinity", "-Infinity", "NaN", "1e400", HUGE, "-1", "1.5", "true", '"x"', "[]", "{}",
+           "null", '"\\ud800"', "[" * 100_000]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=lambda text: text[:12])
+def test_no_value_of_a_log_is_taken_on_trust(folder: Path, value: str, capsys) -> None:
+    rows = []
+    for kind in ("epoch", "train", "summary", "parameter", "message"):
+        for name in ("epoch", "iteration", "elapsed", "data", "type", "run_id"):
+            row = {"type": kind, "epoch": 5, "iteration": 3, "elapsed": 1.0, "run_id": "r"}
+            row["data"] = {
+                "train.total_ips": 5.0,
+                "val.top1": 50.0,
+                "text": "t",
+                "level": "warning",
+            }
+            rows.append(json.dumps({**row, name: "@"}).replace('"@"', value))
+        for name in ("train.total_ips", "train.lr", "train.loss", "val.top1", "train.data_wait",
+                     "processes", "optimizer_batch_size", "environment", "amp_type", "evaluate",
+                     "text", "level"):  # fmt: skip
+            data = {"environment": {"versions": {}}, "train.total_ips": 4.0, name: "@"}
+            row = {"type": kind, "epoch": 6, "iteration": 3, "elapsed": 2.0, "data": data}
+            rows.append(json.dumps(row).replace('"@"', value))
+        for name in ("versions", "device", "device_memory"):
+            row = {"type": kind, "data": {"environment": {name: "@"}}, "epoch": 7}
+            rows.append(json.dumps(row).replace('"@"', value))
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as log:
+        log.write("\n".join(rows) + "\n")
+    for name in ("group", "epoch", "top1", "classes", "confusion"):
+        text = json.dumps({**ANSWERS, name: "@"}).replace('"@"', value)
+        (folder / "confusion.json").write_text(text)
+        read_run(folder)
+    assert report.main([str(folder)]) == 0
+    case = ["--case", "c", "--output", str(folder), "--seconds", "1"]
+    assert report.main([str(folder), *case]) == 0
+
+
+def test_the_table_is_safe_to_print(tmp_path: Path, capsys) -> None:
+    evil = {**SETTINGS, "amp_type": "\x1b]0;pwn\x07 | x\nnew line"}
+    report.main([str(write_log(tmp_path, [("parameter", None, evil)])), "--no-html"])
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == 3 and "\x1b" not in shown and "\x07" not in shown
+    assert {line.count("|") for line in shown.splitlines()} == {8}
+
+
+def test_epochs_that_a_later_start_gave_up_do_not_count(folder: Path) -> None:
+    with open(folder / "metrics.jsonl", "a") as log:
+        log.write(train_row(1, 1, 90.0, "third", 2.0) + "\n")
+    assert sorted(read_run(folder).epochs) == [0]
+
+
+def test_very_many_warnings(folder: Path, capsys) -> None:
+    with open(folder / "metrics.jsonl", "a") as log:
+        for number in range(30_000):
+            data = {"level": "warning", "text": f"warning {number}"}
+            log.write(json.dumps({"type": "message", "data": data}) + "\n")
+    page = make_page(capsys, folder)
+    assert "warning 199" in page.words and "warning 200\n" not in page.words
+    assert "and 29800 more, in metrics.jsonl" in page.words
+
+
+def test_every_identifier_of_the_page_is_its_own(folder: Path, capsys) -> None:
+    make_page(capsys, folder)
+    identifiers = re.findall(r'\bid="([^"]+)"', (folder / "report.html").read_text())
+    assert len(identifiers) > 50 and len(set(identifiers)) == len(identifiers)
