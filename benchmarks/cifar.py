@@ -44,8 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--images", type=int, default=50_000, metavar="N", help="default: 50000")
     add("--workers", type=int, metavar="N", help="of the DataLoader; default: cores")
     add("--rounds", type=int, default=5, metavar="N", help="default: 5")
-    add("--steps", type=int, default=60, metavar="N", help="batches, data alone; default: 60")
-    add("--train-steps", type=int, default=4, metavar="N", help="steps, network; default: 4")
+    add("--steps", type=int, default=600, metavar="N", help="batches, data alone; default: 600")
+    add("--train-steps", type=int, default=8, metavar="N", help="steps, network; default: 8")
     add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
     return parser
 
