@@ -17,7 +17,7 @@ LONG = (*STATEFUL, "--epochs", 500, "--checkpoint-interval", 3, "-p", 2)
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"), train=32)
+    return write_images(tmp_path_factory.mktemp("images"), train=16)
 
 
 def end_of(victim: Victim, within: float) -> int:
@@ -36,7 +36,7 @@ def end_of(victim: Victim, within: float) -> int:
 )
 def test_a_killed_rank(images: Path, tmp_path: Path, rank: int, number: signal.Signals) -> None:
     victim = Victim(images, *LONG, "--workspace", tmp_path, ranks=2)
-    victim.read_until("Epoch: 0 Iteration: 12")
+    victim.read_until("Epoch: 0 Iteration: 8")
     kill(victim.pid_of(rank), number)
     assert end_of(victim, 60) == 128 + number
     assert f"rank {rank} on " in victim.output
@@ -89,7 +89,7 @@ def test_nothing_outlives_a_killed_launcher(images: Path, tmp_path: Path) -> Non
 def test_a_crashed_run_starts_anew_where_it_was(images: Path, tmp_path: Path) -> None:
     flags = (*STATEFUL, "--checkpoint-interval", 2, "--workspace", tmp_path, "--resume", "auto")
     victim = Victim(images, *flags, ranks=2, launcher_options=("--max_restarts", 1))
-    victim.read_until("Epoch: 0 Iteration: 12")
+    victim.read_until("Epoch: 0 Iteration: 9")
     kill(victim.pid_of(1), signal.SIGKILL)
     assert victim.wait() == 0, victim.output[-3000:]
     assert "starting all ranks anew from the last checkpoint (1 of 1)" in victim.output

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from runs import ROOT, checkpoint, environment, same
 
-# Everything that carries state from step to step; 12 optimizer steps per epoch of write_images's 32
+# Everything that carries state from step to step; 6 optimizer steps per epoch of write_images's 16
 # training images per class, two validations per epoch.
 STATEFUL = ("--arch", "resnet18", "--image-size", 32, "-j", 0, "--device", "cpu", "-p", 3,
             "--lr", 0.01, "--seed", 7, "--use-ema", 0.9, "--mixup", 0.2, "--dropout", 0.2,
@@ -53,6 +54,8 @@ class Victim:
             [sys.executable, *map(str, [*command, *arguments, "-b", 4 // ranks])],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(**extra),
             start_new_session=True,
+            # A shell that runs the tests in the background makes them ignore SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         self.output = ""
 

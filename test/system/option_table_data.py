@@ -40,14 +40,18 @@ def dataset(lab: Lab) -> None:
     root = lab.folder / "cifar"
     write_cifar100(root)
     write_cifar10(root)
-    for name, first in (("cifar100", "fine_0"), ("cifar10", "class 0"), ("auto", "class 0")):
-        made = lab.run("--dataset", name, "-b", 8, directory=root)
+    archive = root / "cifar-100-python"
+    for name, data, first in (
+        ("cifar100", root, "fine_0"), ("cifar10", root, "class 0"), ("auto", archive, "fine_0"),
+    ):  # fmt: skip
+        made = lab.run("--dataset", name, "-b", 8, directory=data)
         assert made.last["classes"][0] == first
         assert made.last["config"]["data_backend"] == "resident"
+    assert "say which one with --dataset" in lab.error(directory=root, code=3)
     error = lab.error("--dataset", "folder", directory=root, code=3)
     assert "neither train/ nor train.txt" in error
-    assert "leave --image-size" in lab.error("--image-size", 64, directory=root)
-    assert "reads image files" in lab.error("--data-backend", "pytorch", directory=root)
+    assert "leave --image-size" in lab.error("--image-size", 64, directory=archive)
+    assert "reads image files" in lab.error("--data-backend", "pytorch", directory=archive)
 
 
 @shows("--data-backend", "where images come from: synthetic needs no folder")

@@ -232,7 +232,7 @@ def evaluate(lab: Lab) -> None:
     made = lab.run("--evaluate", "--resume", file, "--epochs", 90)
     assert made.value("val.loss", "summary") == lab.base.value("val.loss")
     assert not made.batches and not rows(made.workspace, "epoch")
-    assert made.files == {"experiment_raport.json", "metrics.jsonl"}
+    assert made.files == {"experiment_raport.json", "metrics.jsonl", "confusion_evaluation.json"}
     assert "random weights" in lab.error("--evaluate")
 
 
@@ -266,7 +266,9 @@ def iters(lab: Lab) -> None:
 
 # ---- checkpoints, logs and workspace ----
 
-FILES = {"checkpoint.pth.tar", "model_best.pth.tar", "experiment_raport.json", "metrics.jsonl"}
+LOGS = {"experiment_raport.json", "metrics.jsonl"}
+FILES = {name + end for name in ("checkpoint.pth.tar", "model_best.pth.tar")
+         for end in ("", ".sha256")} | LOGS | {"confusion.json", "generations"}  # fmt: skip
 
 
 @shows("--workspace", "the folder of the run; a used one is left alone")
@@ -299,13 +301,13 @@ def resume(lab: Lab) -> None:
 
 @shows("--no-checkpoints", "whether checkpoints are written")
 def no_checkpoints(lab: Lab) -> None:
-    assert lab.run("--no-checkpoints").files == {"experiment_raport.json", "metrics.jsonl"}
+    assert lab.run("--no-checkpoints").files == {*LOGS, "confusion.json"}
 
 
 @shows("--checkpoint-filename", "the name of the last checkpoint")
 def checkpoint_filename(lab: Lab) -> None:
     made = lab.run("--checkpoint-filename", "mine.pth.tar")
-    assert made.files == FILES - {"checkpoint.pth.tar"} | {"mine.pth.tar"}
+    assert made.files == {name.replace("checkpoint.", "mine.") for name in FILES}
     resumed = lab.run("--checkpoint-filename", "mine.pth.tar", "--resume", "auto",
                       workspace=made.workspace)  # fmt: skip
     assert "nothing left to do" in resumed.out
@@ -334,7 +336,7 @@ def checkpoint_interval(lab: Lab) -> None:
 @shows("--raport-file", "the name of the DLLL report")
 def raport_file(lab: Lab) -> None:
     made = lab.run("--raport-file", "raport.json", "--no-checkpoints")
-    assert made.files == {"raport.json", "metrics.jsonl"}
+    assert made.files == {"raport.json", "metrics.jsonl", "confusion.json"}
     lines = (made.workspace / "raport.json").read_text().splitlines()
     assert lines and all(line.startswith("DLLL {") for line in lines)
 

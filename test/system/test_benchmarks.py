@@ -20,6 +20,7 @@ from benchmarks import measure, train_contenders, train_step
 from image_classification.device import Device
 from image_classification.distributed import read_launch
 from image_classification.errors import DivergedError
+from image_classification.interruption import Interruption
 
 TINY = ("--device", "cpu", "--arch", "resnet18", "--image-size", "32", "--batch-size", "2",
         "--rounds", "1", "--steps", "1", "--warmup", "1")  # fmt: skip
@@ -114,7 +115,7 @@ def test_ours_is_wired_like_the_main_program(flags: list[str], tmp_path: Path) -
     args, _ = main.parse_args(
         ["--data-backend", "synthetic", "--arch", "resnet18", "--image-size", "32", "-b", "4",
          "--device", "cpu", "--workspace", str(tmp_path / "run"), *flags])  # fmt: skip
-    state, _ = main.open_run(args, read_launch(), device, 0)
+    state, _ = main.open_run(args, read_launch(), device, 0, Interruption())
     with state.logger:
         splits = main.load_data(state)
         loader = main.build_loaders(state, splits)["train"]

@@ -263,8 +263,8 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --raport-file=", "--raport-file '': must be a name without folders"),
         ("DIR --run-name ..", "--run-name '..': must be a name without folders"),
         ("DIR --checkpoint model_best.pth.tar",
-         "--checkpoint-filename, --raport-file, model_best.pth.tar, confusion.json, metrics.jsonl "
-         "must differ"),
+         "--checkpoint-filename, --raport-file, model_best.pth.tar, confusion.json, "
+         "confusion_evaluation.json, metrics.jsonl must differ"),
         ("DIR --data-backend dali-mlu",
          "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast"),
     ],

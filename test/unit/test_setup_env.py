@@ -44,6 +44,7 @@ if [ "$1" = venv ]; then mkdir -p "${{*: -1}}/bin"; cp "{made}" "${{*: -1}}/bin/
 [ "$1" != venv ] || touch "${{*: -1}}/pyvenv.cfg"
 """
 ALL = ("numpy", "pillow", "scikit-learn", "nvidia-ml-py")
+DEV = ("matplotlib", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools")
 
 
 class World:
@@ -308,8 +309,7 @@ def test_quickstart(world: World) -> None:
 
 
 def test_run_tests(world: World) -> None:
-    dev = ("mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools")
-    world.add_python(packages=("torch", *ALL, *dev))
+    world.add_python(packages=("torch", *ALL, *DEV))
     assert world.run("-k", "a b", script="test/run_tests.sh").returncode == 0
     assert world.calls() == ["-m ruff check .", "-m mypy", "-m pytest -n 2 --dist loadfile -k a b"]
     (world.bin / "made").unlink(missing_ok=True)
@@ -321,7 +321,6 @@ def test_run_tests(world: World) -> None:
 
 
 def test_run_tests_fails_when_a_check_fails(world: World) -> None:
-    dev = ("mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools")
-    world.add_python(packages=("torch", *ALL, *dev), fail=1)
+    world.add_python(packages=("torch", *ALL, *DEV), fail=1)
     assert world.run(script="test/run_tests.sh").returncode == 1
     assert len(world.calls()) == 3
