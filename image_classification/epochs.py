@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from image_classification.validation import Validation, Validator
 
 Row = dict[str, float | None]
+
+# Seconds of training that nobody wants to repeat because its validation has failed.
+_WORTH_SAVING_S = 60.0
 
 
 @dataclasses.dataclass
@@ -128,7 +132,9 @@ class EpochLoop:
             done = f"{progress.epoch} of {self.epochs} epochs are done"
             self.logger.message(f"nothing left to do: {done}")
             return progress.best_prec1, row
-        with self.interruption.held():
+        with self.interruption.held(), contextlib.ExitStack() as cleanup:
+            if self.saver is not None:
+                cleanup.callback(self.saver.finish)  # what is being written, whatever happens
             while progress.epoch < last:
                 row = self._run_epoch()
                 if self._is_stale():
@@ -148,6 +154,7 @@ class EpochLoop:
         if progress.phase == "train":
             progress.row = self._train(epoch)
             progress.phase = "validate"
+            self._secure_training()
         row, result = self._validate(epoch)
         best = progress.best_prec1
         if is_best := result is not None and (best is None or result.top1 > best):
@@ -158,6 +165,12 @@ class EpochLoop:
         trainer.finish_epoch()
         self._save(best=is_best, numbered=True)
         return row
+
+    def _secure_training(self) -> None:
+        """Save what took long to train: a validation that fails, say on a bad image, keeps it."""
+        due = self.saver is not None and time.monotonic() - self._saved_at >= _WORTH_SAVING_S
+        if "val" in self.loaders and distributed.max_over_ranks(int(due)):
+            self._save()
 
     def _train(self, epoch: int) -> Row:
         started, loader = time.perf_counter(), self.loaders["train"]
