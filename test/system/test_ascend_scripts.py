@@ -154,7 +154,7 @@ def test_several_processes(device: Device) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGINT, True)]
+    ("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True)]
 )
 def test_signals_reach_the_training(device: Device, number: signal.Signals, group: bool) -> None:
     """To the script, and as a terminal sends Ctrl-C: to all processes of the group."""
