@@ -467,7 +467,7 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
          "--lr-milestones: needs growing numbers of epochs"),
         (args.end_lr > 0 and args.lr_schedule == "step",
          "--end-lr is for --lr-schedule linear or cosine"),
-        (len({args.checkpoint_filename, args.raport_file, *RESERVED_NAMES}) < 6,
+        (len({args.checkpoint_filename, args.raport_file} - {*RESERVED_NAMES}) < 2,
          f"--checkpoint-filename, --raport-file, {', '.join(RESERVED_NAMES)} must differ"),
     ]
     for option in ("--checkpoint-filename", "--raport-file", "--run-name"):

@@ -134,7 +134,6 @@ class RingLoader(ScheduledLoader, ABC):
         on_device: bool = False,
     ) -> None:
         super().__init__(schedule)
-        self.notes: list[str] = []
         self.bad = bad
         self._index = index
         self._preset = preset

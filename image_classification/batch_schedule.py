@@ -135,6 +135,7 @@ class ScheduledLoader:
         schedule: Which samples this rank gets, and in which order.
 
     Attributes:
+        notes: One-line texts about what was adapted, for the log.
         fallbacks: Images so far that the loader's own decoder did not read, but Pillow.
         fallback_advice: What to do about them, for the user.
         waiting_advice: What to do where the device waits for this loader; empty: it never does.
@@ -145,6 +146,7 @@ class ScheduledLoader:
 
     def __init__(self, schedule: BatchSchedule) -> None:
         self._schedule = schedule
+        self.notes: list[str] = []
         self.fallbacks = 0
         self._fallbacks_told = False
         self._waiting_told = False

@@ -68,10 +68,9 @@ class CheckpointFiles:
         try:
             self._generations.mkdir(exist_ok=True)
             committed = self.generations()
-            number = max((int(path.name[: -len(_SUFFIX)]) for path in self._all()), default=0) + 1
+            number = max(map(_number, self._all()), default=0) + 1
             path = self._generations / f"{number:06d}{_SUFFIX}"
             digest = _write(state, path)
-            sync_folder(self._generations)
             self._name(path, digest, self.last)
             if best:
                 self._name(path, digest, self.best)
@@ -91,7 +90,7 @@ class CheckpointFiles:
     def generations(self) -> list[Path]:
         """Returns the committed generations, the newest first."""
         committed = [path for path in self._all() if _sum_of(path).exists()]
-        return sorted(committed, key=lambda path: int(path.name[: -len(_SUFFIX)]), reverse=True)
+        return sorted(committed, key=_number, reverse=True)
 
     def sweep(self) -> None:
         """Removes what a process that was killed left half written; for the one that writes."""
@@ -180,11 +179,9 @@ class CheckpointFiles:
 
     def _prune(self, generations: list[Path]) -> None:
         valid = [path for path in generations if path not in self._damaged]
-        # A generation first loses its check sum, so that no half-removed one counts.
-        for path in set(generations) - set(valid[:KEPT]):
-            _sum_of(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-        for path in self._numbered()[self._keep :] if self._keep > 0 else ():
+        numbered = self._numbered()[self._keep :] if self._keep > 0 else []
+        for path in [*set(generations).difference(valid[:KEPT]), *numbered]:
+            # The check sum goes first, so that no half-removed generation counts.
             _sum_of(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
 
@@ -264,7 +261,12 @@ def _write(state: dict[str, Any], path: Path) -> str:
     sync_folder(path.parent)
     digest = hashing.sum.hexdigest()
     _write_sum(path, digest)
+    sync_folder(path.parent)
     return digest
+
+
+def _number(generation: Path) -> int:
+    return int(generation.name.removesuffix(_SUFFIX))
 
 
 def _sum_of(path: Path) -> Path:

@@ -72,7 +72,6 @@ class PytorchLoader(ScheduledLoader):
         world_size: int,
         bad: BadImages,
     ) -> None:
-        self.notes: list[str] = []
         self.bad = bad
         super().__init__(schedule)
         self._feeder = feeder

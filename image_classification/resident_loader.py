@@ -59,7 +59,6 @@ class ResidentLoader(ScheduledLoader):
         feeder: DeviceFeeder,
         device: Device,
     ) -> None:
-        self.notes: list[str] = []
         super().__init__(schedule)
         side = index.image_size
         if preset.image_size != side:

@@ -69,7 +69,6 @@ class SyntheticLoader(ScheduledLoader):
         schedule: BatchSchedule,
         feeder: DeviceFeeder,
     ) -> None:
-        self.notes: list[str] = []
         super().__init__(schedule)
         shape = (NUM_IMAGES, preset.image_size, preset.image_size, 3)
         seed = schedule.seed

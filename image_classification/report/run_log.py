@@ -96,8 +96,7 @@ class RunLog:
     @property
     def top1(self) -> float | None:
         """Validation top-1 (%) after the last epoch, of the average where there is one."""
-        last = self.epochs[max(self.epochs)] if self.epochs else self.summary
-        return last.get("val_ema.top1", last.get("val.top1"))
+        return _top1(self.epochs[max(self.epochs)] if self.epochs else self.summary)
 
     @property
     def best(self) -> tuple[float, int] | None:
@@ -105,7 +104,7 @@ class RunLog:
         found = [
             (top1, -epoch)
             for epoch, row in self.epochs.items()
-            if (top1 := row.get("val_ema.top1", row.get("val.top1"))) is not None
+            if (top1 := _top1(row)) is not None
         ]
         return (max(found)[0], -max(found)[1]) if found else None
 
@@ -126,6 +125,10 @@ class RunLog:
     def global_batch(self) -> int:
         """Images per optimizer step over all devices."""
         return _count(self.parameters.get("optimizer_batch_size")) or 0
+
+
+def _top1(row: Metrics) -> float | None:
+    return row.get("val_ema.top1", row.get("val.top1"))
 
 
 def read_run(folder: Path) -> RunLog:

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from runs import checkpoint, write_images
-from victims import STATEFUL, Victim, is_running, kill, members, wait_until, whole
+from victims import STATEFUL, Victim, is_running, kill, members, on_request, wait_until, whole
 
 LONG = (*STATEFUL, "--epochs", 500, "--checkpoint-interval", 3, "-p", 2)
 
@@ -87,7 +86,7 @@ def test_nothing_outlives_a_killed_launcher(images: Path, tmp_path: Path) -> Non
     victim.wait()
 
 
-@pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="FAULTS=all runs it")
+@on_request
 def test_a_crashed_run_starts_anew_where_it_was(images: Path, tmp_path: Path) -> None:
     flags = (*STATEFUL, "--checkpoint-interval", 2, "--workspace", tmp_path, "--resume", "auto")
     victim = Victim(images, *flags, ranks=2, launcher_options=("--max_restarts", 1))

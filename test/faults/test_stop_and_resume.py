@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from runs import checkpoint, environment, run_main, values, write_images
-from victims import STATEFUL, Victim, differences, kill, whole
+from victims import STATEFUL, Victim, differences, kill, on_request, whole
 
 STEPS = 12  # optimizer steps of the whole run
 
@@ -110,7 +109,7 @@ def test_killed_again_and_again(
     assert differences(tmp_path, straight) == []
 
 
-@pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="FAULTS=all runs it")
+@on_request
 def test_another_number_of_ranks_goes_on_with_the_same_samples(
     images: Path, tmp_path: Path
 ) -> None:

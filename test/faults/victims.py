@@ -24,11 +24,15 @@ STATEFUL = ("--arch", "resnet18", "--image-size", 32, "-j", 0, "--device", "cpu"
             "--label-smoothing", 0.1, "--epochs", 2)  # fmt: skip
 
 
+#: What runs with FAULTS=all only: the others show the same in a few minutes.
+on_request = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="FAULTS=all runs it")
+
+
 def whole(*cases: Any) -> list[Any]:
-    """Cases that run with FAULTS=all only: the others show the same in a few minutes."""
-    skip = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="FAULTS=all runs it")
+    """Cases that run with FAULTS=all only."""
     return [
-        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=skip) for case in cases
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=on_request)
+        for case in cases
     ]
 
 
