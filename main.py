@@ -27,7 +27,7 @@ from image_classification.affinity import MAX_THREADS
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.errors import UsageError, UserError, tell
 from image_classification.interruption import EXIT_CODE, Interruption, Stopped
-from image_classification.option_parser import OptionParser
+from image_classification.option_parser import OptionParser, boolean, interval, whole_numbers
 from image_classification.run_files import (
     BEST_NAME,
     EVALUATION_NAME,
@@ -144,12 +144,12 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="initialisation: classic (Kaiming fan_out, default) or fanin; grp-* are the same")
     add("--conv_init", "--conv-init", choices=["fan_in", "fan_out"],
         help="NVIDIA's name of the same choice")
-    add("--zero-init-last-bn", "--last_bn_0_init", type=_boolean, nargs="?", const=True,
+    add("--zero-init-last-bn", "--last_bn_0_init", type=boolean, nargs="?", const=True,
         default=False, metavar="BOOL",
         help="start each residual branch with a zero BatchNorm weight")
-    add("--trt", type=_boolean, nargs="?", const=True, default=False, metavar="BOOL",
+    add("--trt", type=boolean, nargs="?", const=True, default=False, metavar="BOOL",
         help="squeeze-and-excitation as 1x1 convolutions, for TensorRT")
-    add("--fused_se", "--fused-se", type=_boolean, nargs="?", const=True, default=True,
+    add("--fused_se", "--fused-se", type=boolean, nargs="?", const=True, default=True,
         metavar="BOOL", help="squeeze-and-excitation: scale and add in one operation (default)")
     add("--dropout", type=float, default=0.0, metavar="P",
         help="dropout before the classifier (default: 0)")
@@ -203,10 +203,13 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add("--label-smoothing", type=float, default=0.0, metavar="E", help="default: 0")
     add("--use-ema", type=float, metavar="DECAY",
         help="also average the weights, e.g. 0.9999; the best model follows the average")
+    add("--on-divergence", default="stop", choices=["stop", "rollback"],
+        help="when 5 steps in a row have no finite loss and gradients: end with exit code 5, or go "
+        "back to a checkpoint with half the learning rate, up to 3 times (default: stop)")
     add("--early-stopping-patience", type=int, default=-1, metavar="N",
         help="stop after N epochs without a better top-1")
     add("--seed", type=int, metavar="N", help="default: drawn, printed and stored")
-    add("--seeds", type=_int_list, metavar="A,B,...",
+    add("--seeds", type=whole_numbers, metavar="A,B,...",
         help="one run per seed in <workspace>/seed_<n>, then mean and spread of top-1")
 
 
@@ -217,7 +220,7 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
         help="peak rate (default: 0.256 x images per optimizer step / 256)")
     add("--lr-schedule", default="step", choices=["step", "linear", "cosine"],
         help="step multiplies by --lr-gamma at 1/3, 2/3 and 8/9 of the epochs (default)")
-    add("--lr-milestones", type=_int_list, metavar="E,E,...",
+    add("--lr-milestones", type=whole_numbers, metavar="E,E,...",
         help="epochs after which step falls, instead of 1/3, 2/3 and 8/9")
     add("--lr-gamma", type=float, default=0.1, metavar="G", help="default: 0.1")
     add("--warmup", type=float, default=0, metavar="EPOCHS", help="linear warm-up (default: 0)")
@@ -251,7 +254,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add("--no-checkpoints", dest="save_checkpoints", action="store_false")
     add("--checkpoint-filename", "--checkpoint", default="checkpoint.pth.tar", metavar="NAME",
         help="name of the last checkpoint (default: checkpoint.pth.tar)")
-    add("--checkpoint-interval", type=_interval, default="10m", metavar="TIME",
+    add("--checkpoint-interval", type=interval, default="10m", metavar="TIME",
         help="also save within an epoch: every so many minutes (10m), seconds (30s), hours (1h) or "
         "optimizer steps (500); 0: never (default: 10m)")
     add("--gather-checkpoints", type=int, nargs="?", const=-1, default=0, metavar="N",
@@ -271,30 +274,6 @@ AFFINITY_MODES = [
     "none", "socket", "socket_single", "socket_single_unique",
     "socket_unique_interleaved", "socket_unique_contiguous",
 ]
-
-
-def _boolean(text: str) -> bool:
-    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"expected True or False, received {text!r}")
-    return values[text.lower()]
-
-
-def _interval(text: str) -> str:
-    try:
-        SaveInterval.parse(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a time like 10m (30s, 1h) or steps like 500, received {text!r}") from None
-    return text
-
-
-def _int_list(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        message = f"expected numbers like 0,1,2, received {text!r}"
-        raise argparse.ArgumentTypeError(message) from None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -444,6 +423,8 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
          "--resume brings its own weights: drop --pretrained-weights"),
         (args.nesterov and args.optimizer != "sgd", "--nesterov is for --optimizer sgd"),
         (args.nesterov and args.momentum == 0, "--nesterov needs --momentum above 0"),
+        (args.on_divergence == "rollback" and not args.save_checkpoints,
+         "--on-divergence rollback goes back to a checkpoint: drop --no-checkpoints"),
         (args.training_only and args.early_stopping_patience > 0,
          "--early-stopping-patience needs the validation that --training-only leaves out"),
         (args.val_resize and args.image_size and args.val_resize < args.image_size,
@@ -870,7 +851,8 @@ def build_epochs(
         saves=args.save_checkpoints, interval=SaveInterval.parse(args.checkpoint_interval),
         epochs=args.epochs, run_epochs=args.run_epochs, patience=args.early_stopping_patience,
         print_freq=args.print_freq, interruption=state.interruption, beat=beat,
-        logger=state.logger)
+        logger=state.logger, name_sample=getattr(splits.train, "path", str),
+        go_back=state.files.newest if args.on_divergence == "rollback" else None)
 
 
 def main(argv: list[str]) -> int:

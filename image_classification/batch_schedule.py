@@ -107,6 +107,11 @@ class BatchSchedule:
             )
         self.epoch, self.samples = epoch, samples
 
+    def indices(self, epoch: int, samples: int, count: int) -> NDArray[np.int64]:
+        """The `count` sample indices, over all ranks, after the first `samples` of an epoch."""
+        order = epoch_order(self.seed, epoch, self._total, self._training)
+        return order[samples : samples + count]
+
     def advance(self) -> None:
         """Go to the start of the next epoch."""
         self.epoch, self.samples = self.epoch + 1, 0
@@ -155,6 +160,10 @@ class ScheduledLoader:
     def num_samples(self) -> int:
         """Samples of one epoch over all ranks, as used."""
         return self._schedule.num_samples
+
+    def sample_ids(self, epoch: int, samples: int, count: int) -> list[int]:
+        """See `BatchSchedule.indices`."""
+        return [int(index) for index in self._schedule.indices(epoch, samples, count)]
 
     def set_position(self, epoch: int, samples: int) -> None:
         """See `BatchSchedule.set_position`."""

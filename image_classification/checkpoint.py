@@ -329,7 +329,11 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     ),
     "model_options": (_is_model_options, "options that the network has, with values in range"),
     "counters": (
-        lambda value, _: isinstance(value, dict) and all(_is_count(value[k]) for k in _COUNTERS),
+        lambda value, _: (
+            isinstance(value, dict)
+            and all(_is_count(value[key]) for key in _COUNTERS)
+            and _is_count(value.get("rollbacks", 0), 100)
+        ),
         f"whole numbers {', '.join(_COUNTERS)}",
     ),
     "state_dict": (_is_weights, "a dict of tensors"),

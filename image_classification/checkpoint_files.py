@@ -102,7 +102,9 @@ class CheckpointFiles:
                 if not _sum_of(path).exists():
                     path.unlink()
 
-    def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+    def newest(
+        self, say: Callable[[str], None], until: int | None = None
+    ) -> dict[str, Any] | None:
         """Reads the checkpoint from which `--resume auto` goes on.
 
         A last checkpoint that the user put there comes first, then the generations from the newest
@@ -110,6 +112,7 @@ class CheckpointFiles:
 
         Args:
             say: Told one line per file that was left out: why, and which one is taken instead.
+            until: Leave those out that have made more optimizer steps.
 
         Returns:
             The checkpoint; None where the run has none yet.
@@ -126,10 +129,12 @@ class CheckpointFiles:
                 skipped.append(str(error))
                 self._damaged.add(path)
                 continue
+            if until is not None and saved["counters"]["step"] > until:
+                continue
             for reason in skipped:
                 say(f"{reason}; --resume auto takes {path} instead (epochs done: {saved['epoch']})")
             return saved
-        if not candidates:
+        if not skipped:
             return None
         names = [str(path.relative_to(self.folder)) for path in candidates]
         raise CheckpointError(

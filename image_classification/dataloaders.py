@@ -55,6 +55,9 @@ class Loader(Protocol):
             ValueError: Not a multiple of the global batch (training), or beyond the epoch.
         """
 
+    def sample_ids(self, epoch: int, samples: int, count: int) -> list[int]:
+        """The `count` images, over all ranks, that follow the first `samples` of an epoch."""
+
     def __len__(self) -> int:
         """Batches that this rank yields from the current position to the end of the epoch."""
 

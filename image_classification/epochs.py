@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from image_classification import distributed
 from image_classification.agreement import Agreement
+from image_classification.divergence import MOST_ROLLBACKS
+from image_classification.errors import DivergedError
 from image_classification.interruption import Interruption, Stopped
-from image_classification.run_files import CONFUSION_NAME
+from image_classification.run_files import CONFUSION_NAME, DIVERGENCE_NAME
 
 if TYPE_CHECKING:
     from image_classification.dataloaders import Loader
+    from image_classification.divergence import Place
     from image_classification.logger import Logger
     from image_classification.save_interval import SaveInterval
     from image_classification.saver import Saver
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from image_classification.validation import Validation, Validator
 
 Row = dict[str, float | None]
+GoBack = Callable[[Callable[[str], None], int | None], dict[str, Any] | None]
+
+_CURE = "try a lower --lr, a longer --warmup or --clip-grad-norm 1; the checkpoints are from before"
 
 # Seconds of training that nobody wants to repeat because its validation has failed.
 _WORTH_SAVING_S = 60.0
@@ -73,6 +79,10 @@ class EpochLoop:
         interruption: Asked for stop requests.
         beat: Called after each step of training and validation.
         logger: Receives rows and messages.
+        name_sample: The path of a training image, by its number in the data set.
+        go_back: Reads the newest checkpoint that has not made more optimizer steps than its second
+            argument (None: any); its first one is told what was left out. None: a divergence ends
+            the training.
     """
 
     def __init__(
@@ -93,6 +103,8 @@ class EpochLoop:
         interruption: Interruption,
         beat: Callable[[], None],
         logger: Logger,
+        name_sample: Callable[[int], str] = str,
+        go_back: GoBack | None = None,
     ) -> None:
         self.trainer = trainer
         self.validator = validator
@@ -109,7 +121,9 @@ class EpochLoop:
         self.interruption = interruption
         self.beat = beat
         self.logger = logger
-        self._agreement = Agreement(questions=2)
+        self.name_sample = name_sample
+        self.go_back = go_back
+        self._agreement = Agreement(questions=4)
         self._saved_at = time.monotonic()
         self._saved_step = trainer.step
         self._asked = False
@@ -122,6 +136,7 @@ class EpochLoop:
 
         Raises:
             Stopped: All ranks have agreed to stop, and the last step is saved.
+            DivergedError: Too many steps in a row were bad, or the validation's loss is not finite.
             CheckpointError: The last checkpoint could not be written.
         """
         progress, row = self.progress, Row()
@@ -136,7 +151,11 @@ class EpochLoop:
             if self.saver is not None:
                 cleanup.callback(self.saver.finish)  # what is being written, whatever happens
             while progress.epoch < last:
-                row = self._run_epoch()
+                try:
+                    row = self._run_epoch()
+                except DivergedError as error:
+                    self._return_from(error)
+                    continue
                 if self._is_stale():
                     best = progress.best_epoch + 1
                     self.logger.message(f"early stop: no better top-1 since epoch {best}")
@@ -178,6 +197,8 @@ class EpochLoop:
             loader, epoch, epochs=self.epochs, print_freq=self.print_freq, logger=self.logger,
             between_steps=self._between_steps,
         )  # fmt: skip
+        if distributed.max_over_ranks(int(self._has_diverged())):
+            self._diverge()
         row["train.epoch_time"] = time.perf_counter() - started
         if (news := loader.news()) is not None:
             self.logger.warning(news)
@@ -200,16 +221,24 @@ class EpochLoop:
     def _between_steps(self) -> None:
         """Save or stop, if any rank wants to."""
         self.beat()
-        stop, save = self._agreement.ask((self.interruption.requested, self._is_due()))
+        in_doubt = bool(self.trainer.guard.bad_steps)
+        stop, save, doubt, diverged = self._agreement.ask(
+            (self.interruption.requested, self._is_due(), in_doubt, self._has_diverged())
+        )
         steps = self.interval.steps
         if stop:
             self._leave()
-        if save or (steps and self.trainer.step - self._saved_step >= steps):
+        if diverged:
+            self._diverge()
+        due = save or (steps and self.trainer.step - self._saved_step >= steps)
+        if due and doubt:
+            self._asked = False  # later: the checkpoints to go back to would soon be gone
+        elif due:
             self._save()
 
     def _within_validation(self) -> None:
         self.beat()
-        if self._agreement.ask((self.interruption.requested, False))[0]:
+        if self._agreement.ask((self.interruption.requested, False, False, False))[0]:
             self._leave()
 
     def _is_due(self) -> bool:
@@ -219,6 +248,65 @@ class EpochLoop:
             return False
         self._asked = time.monotonic() - self._saved_at >= seconds
         return self._asked
+
+    def _has_diverged(self) -> bool:
+        """Whether this rank knows of too many bad steps, or of weights that cannot be saved."""
+        return self.trainer.guard.diverged or (self.saver is not None and self.saver.ruined)
+
+    def _diverge(self) -> NoReturn:
+        """Says what was bad; all ranks have agreed on it."""
+        steps, trainer = self.trainer.guard.bad_steps, self.trainer
+        if not trainer.guard.diverged:
+            raise DivergedError(
+                f"the weights or BatchNorm statistics are not finite (epoch "
+                f"{self.progress.epoch + 1}, optimizer step {trainer.step}); {_CURE}"
+            )
+        first, last, rate = steps[0], steps[-1], trainer.rate(steps[-1].step)
+        samples = {place.step: [*map(self.name_sample, self._samples_of(place))] for place in steps}
+        content = {"rates": {place.step: trainer.rate(place.step) for place in steps},
+                   "loss_scale": trainer.scale(), "samples": samples}  # fmt: skip
+        self.logger.document(DIVERGENCE_NAME, content)
+        ids = ", ".join(map(str, self._samples_of(last)[:3]))
+        raise DivergedError(
+            f"loss or gradients were not finite in {len(steps)} optimizer steps in a row "
+            f"({first.step} to {last.step}, epoch {last.epoch + 1}; lr {rate:.6g}, loss scale "
+            f"{trainer.scale():g}, samples {ids}, ... in the last one, {DIVERGENCE_NAME} has all); "
+            f"{_CURE}"
+        )
+
+    def _samples_of(self, place: Place) -> list[int]:
+        count = self.trainer.batch_images * self.trainer.accumulation_steps
+        return self.loaders["train"].sample_ids(place.epoch, place.samples, count)
+
+    def _return_from(self, error: DivergedError) -> None:
+        """Goes back to a checkpoint from before the bad steps.
+
+        Raises:
+            DivergedError: `error`, where the training may not go back, or not once more.
+        """
+        trainer = self.trainer
+        if self.go_back is None or trainer.rollbacks >= MOST_ROLLBACKS:
+            raise error
+        if self.saver is not None:
+            self.saver.finish()
+        bad_steps = trainer.guard.bad_steps
+        # The ranks meet here, so that what they read has been written.
+        until = -distributed.max_over_ranks(-(bad_steps[0].step if bad_steps else trainer.step))
+        # One from among them serves too, if its weights are finite: those steps were left out.
+        saved = self.go_back(self.logger.warning, until) or self.go_back(self.logger.warning, None)
+        if saved is None:
+            raise DivergedError(f"{error}; there is no checkpoint from before to go back to")
+        self.logger.warning(str(error))
+        trainer.go_back(saved)
+        vars(self.progress).update(vars(Progress.of(saved)))
+        if self.saver is not None:
+            self.saver.ruined = False
+        self._agreement.forget()
+        self._saved_step, self._asked = trainer.step, False
+        self.logger.warning(
+            f"rollback {trainer.rollbacks} of {MOST_ROLLBACKS}: back at optimizer step "
+            f"{trainer.step}, with half the learning rate from here on"
+        )
 
     def _save(self, *, best: bool = False, numbered: bool = False) -> None:
         """All ranks have a part in it: the sums for the log are spread over them."""

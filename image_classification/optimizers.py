@@ -90,7 +90,12 @@ def create_optimizer(
     groups = parameter_groups(model, weight_decay, decay_all=decay_all)
     extra = {"fused": True} if fused else {}
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, **extra)
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, **extra)
+        if fused and momentum:
+            # torch allocates them in the first step, and leaves them unset where that is left out.
+            for parameter in model.parameters():
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), **extra)
     if name == "rmsprop":

@@ -10,6 +10,7 @@ import sys
 from typing import Any, NoReturn
 
 from image_classification.errors import UsageError
+from image_classification.save_interval import SaveInterval
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -86,3 +87,34 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Called by argparse for problems that no single option is to blame for."""
         raise UsageError(message)
+
+
+# ---- values of options
+
+
+def boolean(text: str) -> bool:
+    """Reads True or False, as NVIDIA's scripts pass them."""
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected True or False, received {text!r}")
+    return values[text.lower()]
+
+
+def interval(text: str) -> str:
+    """Reads what `SaveInterval.parse` takes."""
+    try:
+        SaveInterval.parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a time like 10m (30s, 1h) or steps like 500, received {text!r}"
+        ) from None
+    return text
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Reads numbers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        message = f"expected numbers like 0,1,2, received {text!r}"
+        raise argparse.ArgumentTypeError(message) from None

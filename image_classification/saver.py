@@ -11,7 +11,7 @@ from typing import Any
 
 from image_classification.checkpoint import is_finite, snapshot
 from image_classification.checkpoint_files import CheckpointFiles
-from image_classification.errors import CheckpointError
+from image_classification.errors import CheckpointError, DivergedError
 
 # Seconds before another try after a save that failed.
 _PATIENCE = (0.5, 2.0, 8.0)
@@ -28,6 +28,9 @@ class Saver:
         say: Told a line for each save that failed.
         wait: Waits for so many seconds.
         alive: Called about once per second while somebody waits for a file.
+
+    Attributes:
+        ruined: Whether a checkpoint was left out since its weights were not finite.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Saver:
         self._alive = alive
         self._writer: threading.Thread | None = None
         self._failure: CheckpointError | None = None
+        self.ruined = False
 
     @property
     def busy(self) -> bool:
@@ -77,14 +81,20 @@ class Saver:
 
         Raises:
             CheckpointError: The last one could not be written.
+            DivergedError: Its weights are not finite.
         """
         self.finish()
+        if self.ruined:
+            raise DivergedError(
+                "the weights or BatchNorm statistics are not finite; try a lower --lr or "
+                "--clip-grad-norm 1; the checkpoints are from before"
+            )
         if self._failure is not None:
             raise self._failure
 
     def _write(self, state: dict[str, Any], best: bool, numbered: bool) -> None:
         if not is_finite(state):
-            self._failure = None
+            self._failure, self.ruined = None, True
             self._say("not saved: the weights are not finite; the checkpoints are from before")
             return
         for seconds in (*_PATIENCE, None):

@@ -9,20 +9,20 @@ read at log lines only; with `--print-freq` N the host waits once in N steps.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from image_classification.augmentation import hash64
-from image_classification.distributed import concat_over_ranks, sum_over_ranks
+from image_classification.divergence import ROLLBACK_FACTOR, Place, StepGuard
 from image_classification.ema import ModelEma
-from image_classification.errors import CheckpointError, DivergedError, UsageError
+from image_classification.errors import CheckpointError, UsageError
 from image_classification.metrics import Rates, Throughput
 from image_classification.mixup import draw_weight, mix_images, partner
 from image_classification.optimizers import load_state_by_name, state_by_name
+from image_classification.running_sums import RunningSums, Sums
 
 if TYPE_CHECKING:
     from image_classification.dataloaders import Loader
@@ -68,31 +68,6 @@ def steps_per_epoch(num_samples: int, optimizer_batch: int, limits: list[int]) -
     return max(1, min([num_samples // optimizer_batch, *limits]))
 
 
-class Sums(NamedTuple):
-    """Sums over the images of an interval, over all ranks.
-
-    Attributes:
-        loss: Sum of the loss over the images.
-        hits: Images whose most probable class is their target.
-        images: Number of images.
-        grad_norm: L2 norm of the last gradient before clipping, 0 without clipping.
-    """
-
-    loss: float = 0.0
-    hits: int = 0
-    images: int = 0
-    grad_norm: float = 0.0
-
-    def plus(self, later: Sums) -> Sums:
-        """Adds a later interval."""
-        return Sums(
-            self.loss + later.loss,
-            self.hits + later.hits,
-            self.images + later.images,
-            later.grad_norm,
-        )
-
-
 class Trainer:
     """Owns everything a step changes: weights, optimizer, scaler, EMA and the step counters.
 
@@ -120,7 +95,8 @@ class Trainer:
         step: Optimizer steps attempted so far in the whole training; the schedule follows it.
         samples_done: Images of the current epoch used so far, over all ranks: those of whole
             optimizer steps, so that training can go on there.
-        skipped_steps: Steps that the gradient scaler skipped because of an overflow.
+        guard: Leaves out steps whose gradients are not finite.
+        rollbacks: How often the training went back to a checkpoint after a divergence.
     """
 
     def __init__(
@@ -166,16 +142,16 @@ class Trainer:
         self.world_size = world_size
         self.step = 0
         self.samples_done = 0
-        self.skipped_steps = 0
+        self.rollbacks = 0
+        self.guard = StepGuard(optimizer, list(model.parameters()), scaler, device)
+        self._epoch = 0
         self._micro_step = 0
         self._warm = False
         self._reseed = any(
             isinstance(layer, _RANDOM_LAYERS) and layer.p > 0 for layer in model.modules()
         )
-        # Of the epoch up to the last log line, and since: [loss sum, hits, skipped, gradient norm].
-        self._totals = Sums()
-        self._sums = torch.zeros(4, device=device.torch_device)
-        self._images = 0
+        self._sums = RunningSums(device.torch_device)
+        self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device.torch_device)
 
     def train_step(self, images: torch.Tensor, target: torch.Tensor) -> None:
         """Runs one batch forward and backward and, when a group of batches is full, one update.
@@ -195,7 +171,7 @@ class Trainer:
             # The mean over the group: each batch contributes its share.
             share = loss / self.accumulation_steps if self.accumulation_steps > 1 else loss
             self.scaler.scale(share).backward()
-        self._add_to_sums(loss, logits, target)
+        self._loss_is_finite = self._loss_is_finite & self._sums.add_batch(loss, logits, target)
         self._micro_step = 0 if last else self._micro_step + 1
         if last:
             self._update()
@@ -223,11 +199,9 @@ class Trainer:
 
         Returns:
             Metrics of the epoch: mean loss, top-1 (%), images/s, times (s).
-
-        Raises:
-            DivergedError: The loss of a log interval is not finite.
         """
         self._enter_train_mode()
+        self._epoch = epoch
         loader.set_position(epoch, self.samples_done)
         first = self.samples_done // self.batch_images
         # Compilation, autotuning and worker start-up belong to the first steps of the process.
@@ -241,23 +215,30 @@ class Trainer:
                 self.device.synchronize()
             at_log_line = iteration % print_freq == 0
             if at_log_line or iteration == self.num_batches:
-                interval = self._read_sums()
-                self._totals = self._totals.plus(interval)
+                interval = self._sums.read()
             throughput.step_done(self.batch_images)
             if at_log_line:
                 row = self._metrics(interval, throughput.window_rates())
                 self._log(row, epoch, iteration, logger, loader)
-                self._check_finite(interval, epoch, iteration)
             logger.progress("train", epoch, epochs, iteration, self.num_batches, row or None)
             if self._micro_step == 0:
                 self.samples_done = iteration * self.batch_images
                 between_steps()
-        self._check_finite(self._totals, epoch, self.num_batches)
-        return self._metrics(self._totals, throughput.rates())
+        self.guard.read_all()
+        return self._metrics(self._sums.epoch, throughput.rates())
 
     def finish_epoch(self) -> None:
         """Goes to the start of the next epoch."""
-        self.samples_done, self._totals = 0, Sums()
+        self.samples_done = 0
+        self._sums.start_epoch()
+
+    def rate(self, step: int) -> float:
+        """Returns the learning rate of an optimizer step."""
+        return self.lr(step) * ROLLBACK_FACTOR**self.rollbacks
+
+    def scale(self) -> float:
+        """Returns the loss scale, 1 outside float16; the host waits."""
+        return float(self.scaler.get_scale()) if self.scaler.is_enabled() else 1.0
 
     def models(self) -> dict[str, nn.Module]:
         """Returns what to validate, by metric prefix: the network and, last, its average."""
@@ -268,20 +249,27 @@ class Trainer:
 
         All ranks call it together, between two steps.
         """
-        mine = torch.tensor([[*self._sums.tolist(), self._images]], dtype=torch.float64)
         return {
             "samples_done": self.samples_done,
-            "sums": {"epoch": list(self._totals), "ranks": concat_over_ranks(mine.T).T.tolist()},
+            "sums": self._sums.state(),
             "state_dict": self.model.state_dict(),
             "state_dict_ema": self.ema.state() if self.ema else None,
             "optimizer": state_by_name(self.optimizer),
             "amp": self.scaler.state_dict() if self.scaler.is_enabled() else None,
             "counters": {
                 "step": self.step,
-                "skipped_steps": self.skipped_steps,
+                "skipped_steps": self._sums.skipped_steps,
                 "ema_updates": self.ema.updates if self.ema else 0,
+                "rollbacks": self.rollbacks,
             },
         }
+
+    def go_back(self, saved: dict[str, Any]) -> None:
+        """Goes back to a checkpoint of this training, with a lower learning rate from there on."""
+        rollbacks = self.rollbacks + 1
+        self.model.load_state_dict(saved["state_dict"])
+        self.load_state_dict(saved)
+        self.rollbacks = rollbacks
 
     def load_state_dict(self, saved: dict[str, Any]) -> list[str]:
         """Restores what `state_dict` returned, except the weights, which the model has already.
@@ -297,8 +285,10 @@ class Trainer:
             missing.append("the checkpoint lacks optimizer state of some parameters")
         counters = saved["counters"]
         self.step = int(counters["step"])
-        self.skipped_steps = int(counters["skipped_steps"])
+        self.rollbacks = int(counters.get("rollbacks", 0))
+        self._sums.skipped_steps = int(counters["skipped_steps"])
         self._load_position(saved)
+        self.guard.forget()
         if self.scaler.is_enabled():
             if saved.get("amp"):
                 self.scaler.load_state_dict(saved["amp"])
@@ -321,19 +311,9 @@ class Trainer:
                 f"is no whole number of steps of {group} images or beyond this run's epoch; use "
                 "the same --optimizer-batch-size and data, or a checkpoint of a whole epoch"
             )
-        sums = saved.get("sums")
-        if sums is None:
-            return
-        loss, hits, images, grad_norm = sums["epoch"]
-        self._totals = Sums(loss, int(hits), int(images), grad_norm)
-        ranks = sums["ranks"]
-        if len(ranks) != self.world_size:  # only the sum over the ranks matters to the log
-            loss, hits, images = (sum(rank[place] for rank in ranks) for place in (0, 1, 4))
-            ranks = [[loss, hits, *ranks[0][2:4], images]]
-        if self.rank < len(ranks):
-            *values, images = ranks[self.rank]
-            self._sums.copy_(torch.tensor(values))
-            self._images = int(images)
+        self._sums.start_epoch()
+        if saved.get("sums") is not None:
+            self._sums.load(saved["sums"], rank=self.rank, world_size=self.world_size)
 
     def _log(
         self, row: dict[str, float | None], epoch: int, iteration: int, logger: Logger,
@@ -380,53 +360,25 @@ class Trainer:
             loss = weight * loss + (1.0 - weight) * other
         return loss, logits
 
-    @torch.no_grad()
-    def _add_to_sums(self, loss: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> None:
-        hits = (logits.argmax(dim=1) == target).sum()
-        self._sums[0] += loss.detach() * len(target)
-        self._sums[1] += hits
-        self._images += len(target)
-
-    def _read_sums(self) -> Sums:
-        """Reads and clears the sums since the last call, added over all ranks: the host waits."""
-        loss, hits, skipped, grad_norm = self._sums.tolist()
-        images, self._images = self._images, 0
-        self._sums.zero_()
-        self.skipped_steps += int(skipped)  # the same on every rank: gradients are shared
-        loss, hits, total = sum_over_ranks([loss, hits, float(images)])
-        return Sums(loss, int(hits), int(total), grad_norm)
-
     def _update(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(self.step)
-        if self.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-            self._sums[3] = norm.detach()
-        # Without a fused optimizer an enabled scaler waits here once to learn of an overflow.
-        self.scaler.step(self.optimizer)
-        for found in self._overflow_flags():
-            self._sums[2] += found.sum().to(self._sums.device)
-        self.scaler.update()
+            group["lr"] = self.rate(self.step)
+        place = Place(self.step, self._epoch, self.samples_done)
+        left_out, norm = self.guard.step(place, self._loss_is_finite, self.clip_grad_norm)
+        self._sums.add_step(left_out, norm)
+        self._loss_is_finite = torch.ones_like(self._loss_is_finite)
         self.step += 1
         if self.ema is not None:
             self.ema.update()
 
-    def _overflow_flags(self) -> list[torch.Tensor]:
-        """Returns the scaler's flags of this step, which torch keeps on the device."""
-        if not self.scaler.is_enabled() or not hasattr(self.scaler, "_found_inf_per_device"):
-            return []
-        return list(self.scaler._found_inf_per_device(self.optimizer).values())
-
     def _metrics(self, sums: Sums, rates: Rates) -> dict[str, float | None]:
         """Builds a log row; called at log lines, where the host has waited already."""
         row: dict[str, float | None] = {
-            "train.loss": sums.loss / max(sums.images, 1),
-            "train.top1": 100.0 * sums.hits / max(sums.images, 1),
+            **sums.metrics(),
             **rates.metrics("train"),
-            "train.lr": self.lr(max(self.step - 1, 0)),
-            "train.grad_scale": self.scaler.get_scale() if self.scaler.is_enabled() else 1.0,
-            "train.skipped_steps": self.skipped_steps,
+            "train.lr": self.rate(max(self.step - 1, 0)),
+            "train.grad_scale": self.scale(),
+            "train.skipped_steps": self._sums.skipped_steps,
         }
         if self.clip_grad_norm is not None:
             row["train.grad_norm"] = sums.grad_norm
@@ -434,15 +386,3 @@ class Trainer:
         if memory is not None:
             row["device.memory_peak"] = memory.peak / 2**20
         return row | self.device.telemetry()
-
-    def _check_finite(self, sums: Sums, epoch: int, iteration: int) -> None:
-        if math.isfinite(sums.loss):
-            return
-        # An overflow that the scaler skipped may leave a non-finite loss behind without harm.
-        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0:
-            return
-        raise DivergedError(
-            f"the loss is not finite (epoch {epoch}, iteration {iteration}, optimizer step "
-            f"{self.step}, lr {self.lr(max(self.step - 1, 0)):.6g}); try a lower --lr, a longer "
-            "--warmup or --clip-grad-norm 1; a checkpoint that is there is from before"
-        )

@@ -70,6 +70,17 @@ def use_ema(lab: Lab) -> None:
     assert lab.base.last["state_dict_ema"] is None and not lab.base.values("val_ema.top1")
 
 
+@shows("--on-divergence", "whether a training whose loss is not finite ends or goes back")
+def on_divergence(lab: Lab) -> None:
+    flags = (*SYNTHETIC, "--lr", "1e20", "--prof", 12)
+    stopped = lab.run(*flags, directory=None, code=5)
+    assert "in 5 optimizer steps in a row" in stopped.err and "rollback" not in stopped.out
+    flags = (*flags, "--checkpoint-interval", 1, "--on-divergence", "rollback")
+    back = lab.run(*flags, directory=None, code=5)
+    assert "rollback 3 of 3: back at optimizer step " in back.out
+    assert "--no-checkpoints" in lab.error("--on-divergence", "rollback", "--no-checkpoints")
+
+
 @shows("--early-stopping-patience", "the epochs that are run")
 def early_stopping_patience(lab: Lab) -> None:
     flags = (*STILL, "--freeze-bn", "--epochs", 4, "--no-checkpoints")  # top-1 never changes

@@ -23,6 +23,7 @@ import option_table_training  # noqa: E402, F401
 from option_lab import TABLE, Lab, Outcome, narrow_networks  # noqa: E402
 
 import main  # noqa: E402
+from image_classification import option_parser  # noqa: E402
 from image_classification.errors import UsageError  # noqa: E402
 
 OPTIONS = main.build_parser()._actions
@@ -89,9 +90,9 @@ def example(action: argparse.Action) -> list[str]:
         return []
     if action.choices:
         return [next(choice for choice in list(action.choices)[::-1] if choice != action.default)]
-    if action.type is main._boolean:
+    if action.type is option_parser.boolean:
         return [str(not action.default)]
-    values = {int: "3", float: "0.25", main._int_list: "1,2"}
+    values = {int: "3", float: "0.25", option_parser.whole_numbers: "1,2"}
     return [values.get(action.type, "somewhere")] * (action.nargs or 1)  # type: ignore[arg-type]
 
 
@@ -264,7 +265,7 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --run-name ..", "--run-name '..': must be a name without folders"),
         ("DIR --checkpoint model_best.pth.tar",
          "--checkpoint-filename, --raport-file, model_best.pth.tar, confusion.json, "
-         "confusion_evaluation.json, metrics.jsonl must differ"),
+         "divergence.json, confusion_evaluation.json, metrics.jsonl must differ"),
         ("DIR --data-backend dali-mlu",
          "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast"),
     ],
