@@ -27,7 +27,13 @@ from image_classification.affinity import MAX_THREADS
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.errors import UsageError, UserError, tell
 from image_classification.interruption import EXIT_CODE, Interruption, Stopped
-from image_classification.option_parser import OptionParser, boolean, interval, whole_numbers
+from image_classification.option_parser import (
+    OptionParser,
+    boolean,
+    interval,
+    number_or_auto,
+    whole_numbers,
+)
 from image_classification.run_files import (
     BEST_NAME,
     EVALUATION_NAME,
@@ -196,8 +202,8 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add("--epochs", type=int, default=90, metavar="N",
         help="epochs in all, those before a resume included (default: 90)")
     add("--run-epochs", type=int, default=-1, metavar="N", help="run at most N epochs this time")
-    add("-b", "--batch-size", type=int, default=256, metavar="N",
-        help="images per device and step (default: 256)")
+    add("-b", "--batch-size", type=number_or_auto, default=256, metavar="N",
+        help="images per device and step; auto: as many as fit into memory, up to 256 (default: 256)")
     add("--optimizer-batch-size", type=int, default=-1, metavar="N",
         help="images per optimizer step over all devices, by gradient accumulation")
     add("--label-smoothing", type=float, default=0.0, metavar="E", help="default: 0")
@@ -236,6 +242,8 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_mode_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add("--check", action="store_true",
+        help="only try, at full size, whatever could end the run later; leaves nothing behind")
     add("--evaluate", action="store_true", help="validate once and exit, whatever --epochs says")
     add("--training-only", action="store_true", help="no validation, so no best model either")
     add("--topk", type=int, default=5, metavar="K", help="second accuracy (default: 5)")
@@ -327,7 +335,8 @@ def _resolve_aliases(args: argparse.Namespace, problems: list[str]) -> list[str]
     args.data = args.data or args.directory
     if args.data is None and args.dataset.startswith("cifar"):
         args.data = str(DOWNLOADS)
-    if args.dummy_test or args.data_backend == "syntetic":
+    nothing_given = args.check and args.data is None
+    if args.dummy_test or args.data_backend == "syntetic" or nothing_given:
         args.data_backend = "synthetic"
     if args.device == "gpu":
         args.device = "cuda"
@@ -371,14 +380,14 @@ def validate_args(args: argparse.Namespace) -> list[str]:
             "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic")
     require(args.data_backend != "dali-mlu",
             "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast")
-    for option in ("--batch-size", "--print-freq", "--topk", "--prefetch"):
+    for option in ("--print-freq", "--topk", "--prefetch"):
         at_least(option, 1)
     for option in ("--workers", "--cutout", "--lr-gamma", "--warmup", "--end-lr", "--weight-decay",
                    "--mixup", "--gpu-id", "--lr"):
         at_least(option, 0)
     for option in ("--epochs", "--num-classes", "--image-size", "--val-resize", "--world-size"):
         at_least(option, 1)
-    for option in ("--run-epochs", "--optimizer-batch-size", "--prof", "--iters",
+    for option in ("--batch-size", "--run-epochs", "--optimizer-batch-size", "--prof", "--iters",
                    "--early-stopping-patience"):
         at_least(option, 1, also=-1)
     at_least("--gather-checkpoints", 0, also=-1)
@@ -411,6 +420,9 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
         (args.fp16 and not args.evaluate,
          "--fp16 is for inference: add --evaluate, or train with --amp"),
         (args.fp16 and args.amp, "--fp16 and --amp exclude each other; give one"),
+        (args.check and args.evaluate, "--check is for a training: drop --evaluate"),
+        (args.batch_size == AUTO and args.evaluate,
+         "--batch-size auto is for a training: give a number"),
         (args.evaluate and args.training_only, "--evaluate and --training-only exclude each other"),
         (args.evaluate and args.resume == "auto", "--evaluate needs the path: --resume PATH"),
         (args.evaluate and not (args.resume or args.pretrained_weights or synthetic),
@@ -574,11 +586,15 @@ class Run:
     logger: Logger
     saved: dict[str, Any] | None
     seed: int
-    accumulation_steps: int
     amp_dtype: torch.dtype | None
     memory_format: torch.memory_format
     files: CheckpointFiles
     interruption: Interruption
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Batches per device that make one optimizer step."""
+        return self.args.optimizer_batch_size // (self.args.batch_size * self.launch.world_size)
 
 
 def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) -> None:
@@ -629,6 +645,7 @@ def run_seed(
         # ---- data and model
         splits = load_data(state)
         model = build_model(state, splits.num_classes)
+        settle_batch(state, model, splits)
         loaders = build_loaders(state, splits)
         for loader in loaders.values():
             cleanup.callback(loader.close)
@@ -681,21 +698,17 @@ def open_run(
     settle_network(args, saved)
     if seed is None:
         seed = saved["seed"] if saved else distributed.shared_seed()
-    accumulation = training.accumulation_steps(
-        args.batch_size, launch.world_size, args.optimizer_batch_size)
-    args.optimizer_batch_size = args.batch_size * launch.world_size * accumulation
-    args.lr = 0.256 * args.optimizer_batch_size / 256 if args.lr is None else args.lr
     amp_dtype, precision = None, "FP16 weights" if args.fp16 else "FP32"
     if args.amp:
         amp_dtype, precision = device.amp_dtype(args.amp_dtype)
     logger = create_logger(
         workspace=workspace, report_file=args.raport_file, primary=launch.primary, append=True,
-        run_id=new_run_id(), tensorboard=args.tensorboard)
+        run_id=new_run_id(), tensorboard=args.tensorboard, files=not args.check)
     for line in skipped:
         logger.warning(line)
     if args.resume == "auto" and saved is None:
         logger.message("--resume auto: there is no checkpoint yet, the training starts anew")
-    return Run(args, launch, device, workspace, logger, saved, seed, accumulation, amp_dtype,
+    return Run(args, launch, device, workspace, logger, saved, seed, amp_dtype,
                device.memory_format(args.memory_format, args.amp), files, interruption), precision
 
 
@@ -715,6 +728,27 @@ def load_data(state: Run) -> Splits:
         small_side=args.image_size if shows_small_images(args) else None,
         create=data == str(DOWNLOADS))
     return datasets.adopt_classes(splits, saved["classes"], "the checkpoint") if saved else splits
+
+
+def settle_batch(state: Run, model: torch.nn.Module, splits: Splits) -> None:
+    """Fills in batch size, images per optimizer step and learning rate."""
+    from image_classification import preflight, training
+
+    args, ranks = state.args, state.launch.world_size
+    if args.batch_size == AUTO and state.saved is not None:
+        args.batch_size = int(state.saved["config"].get("batch_size", 256))
+    if args.batch_size == AUTO:
+        images = len(splits.train) if splits.train is not None else preflight.LARGEST_BATCH
+        args.batch_size = preflight.fitting_batch_size(
+            model, state.device, preflight.batch_candidates(images // ranks,
+            args.optimizer_batch_size // ranks if args.optimizer_batch_size > 0 else None),
+            image_size=args.image_size, amp_dtype=state.amp_dtype, layout=state.memory_format,
+            copies=(2 if args.optimizer == "adamw" else 1) + (args.use_ema is not None),
+            ranks=state.launch.local_world_size)
+        state.logger.message(f"--batch-size auto: {args.batch_size}")
+    accumulation = training.accumulation_steps(args.batch_size, ranks, args.optimizer_batch_size)
+    args.optimizer_batch_size = args.batch_size * ranks * accumulation
+    args.lr = 0.256 * args.optimizer_batch_size / 256 if args.lr is None else args.lr
 
 
 def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:

@@ -79,13 +79,46 @@ class CheckpointFiles:
                     path, digest, self.folder / f"checkpoint_{state['epoch'] - 1:04d}{_SUFFIX}"
                 )
             self._prune([path, *committed])
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            raise self._not_written(error) from error
+
+    def try_writing(self, state: dict[str, Any]) -> int:
+        """Writes a checkpoint as `write` does and removes it.
+
+        Returns:
+            Its size in bytes.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        try:
+            with contextlib.suppress(_Tried), atomic_file(self.last) as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+                size = file.tell()
+                raise _Tried
+            return size
         except (OSError, RuntimeError) as error:
-            # torch.save reports a full disk as RuntimeError
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"could not write a checkpoint in {self.folder}: {reason}; "
-                "the previous one is intact; free disk space or choose another --workspace"
-            ) from error
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: Exception) -> CheckpointError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return CheckpointError(
+            f"could not write a checkpoint in {self.folder}: {reason}; "
+            "the previous one is intact; free disk space or choose another --workspace"
+        )
+
+    def planned(self, epochs: int) -> int:
+        """Returns how many checkpoints there can be at a time in the next `epochs` epochs."""
+        numbered = min(self._keep + 1, epochs) if self._keep > 0 else -self._keep * epochs
+        return KEPT + 2 + numbered  # the one being written, and the best one
+
+    def held(self) -> int:
+        """Returns the bytes of the checkpoints that are there; several names count once."""
+        paths = [*self._all(), self.last, self.best, *self._numbered()]
+        found = [path.stat() for path in paths if path.is_file()]
+        return sum({(one.st_dev, one.st_ino): one.st_size for one in found}.values())
 
     def generations(self) -> list[Path]:
         """Returns the committed generations, the newest first."""
@@ -241,6 +274,10 @@ def load_verified(path: Path, say: Callable[[str], None]) -> dict[str, Any]:
             "another checkpoint"
         )
     return checkpoint.load(path)
+
+
+class _Tried(Exception):
+    """Ends a trial before the file takes its name."""
 
 
 class _Hashing:

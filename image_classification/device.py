@@ -15,6 +15,7 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import host_memory
 from .cpu_features import cpu_info, has_fast_bfloat16
 from .device_table import (
     DEVICE_TABLE,
@@ -376,6 +377,11 @@ class Device:
             with contextlib.suppress(Exception):
                 reset(self.index)
 
+    def release_memory(self) -> None:
+        """Give memory back that PyTorch keeps for later, say after too large a batch."""
+        if self.is_accelerator and hasattr(self._module, "empty_cache"):
+            self._module.empty_cache()
+
     def telemetry(self) -> dict[str, float]:
         """Return device.utilization (%), device.power (W), device.clock (MHz) as far as known.
 
@@ -412,11 +418,12 @@ class Device:
     def explain_out_of_memory(self, error: BaseException, batch_size: int) -> str:
         """Return one line with the peak, the batch and what to try."""
         memory = self.memory()
-        peak = f", peak {memory.peak / 2**30:.1f} GiB" if memory else ""
+        peak = memory.peak if memory else host_memory.peak()
         return (
-            f"{self} is out of memory with --batch-size {batch_size}{peak}; try --batch-size "
-            f"{max(1, batch_size // 2)} (with --optimizer-batch-size to keep the effective batch), "
-            f"--amp or a smaller --image-size ({' '.join(str(error).split())[:160]})"
+            f"{self} is out of memory with --batch-size {batch_size}, peak {peak / 2**30:.1f} GiB; "
+            f"try --batch-size {max(1, batch_size // 2)} (auto finds what fits; with "
+            "--optimizer-batch-size the effective batch stays), --amp or a smaller --image-size "
+            f"({' '.join(str(error).split())[:160]})"
         )
 
 

@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 from image_classification.errors import UsageError
 from image_classification.save_interval import SaveInterval
 
+#: Stands for "auto" where a number is expected.
+AUTO = -1
+
 
 class OptionParser(argparse.ArgumentParser):
     """Collects all problems of a command line instead of stopping at the first.
@@ -98,6 +101,16 @@ def boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"expected True or False, received {text!r}")
     return values[text.lower()]
+
+
+def number_or_auto(text: str) -> int:
+    """Reads a whole number; AUTO for auto."""
+    try:
+        return AUTO if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number or auto, received {text!r}"
+        ) from None
 
 
 def interval(text: str) -> str:

@@ -176,6 +176,15 @@ class Trainer:
         if last:
             self._update()
 
+    def train_alone(self, images: torch.Tensor, target: torch.Tensor) -> None:
+        """Makes one optimizer step of one batch, to see what it takes; see `train_step`."""
+        accumulation, self.accumulation_steps = self.accumulation_steps, 1
+        self._enter_train_mode()
+        try:
+            self.train_step(images, target)
+        finally:
+            self.accumulation_steps = accumulation
+
     def train_epoch(
         self,
         loader: Loader,

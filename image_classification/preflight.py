@@ -1,0 +1,341 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Before the first epoch: whatever would end the run hours later is tried at full size.
+
+One training step, one validation batch and one checkpoint, with images that are all zero. Weights,
+optimizer, averages, counters and random numbers are put back: the run that follows is bit for bit
+the one without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from image_classification import distributed, host_memory
+from image_classification.checkpoint import snapshot
+from image_classification.errors import CheckpointError, DeviceMemoryError
+
+if TYPE_CHECKING:
+    from image_classification.checkpoint_files import CheckpointFiles
+    from image_classification.device import Device
+    from image_classification.training import Trainer
+
+#: `--batch-size auto` goes no further: the recipes are made for it.
+LARGEST_BATCH = 256
+#: Share of the memory that it fills; fragments and other programs need some, too.
+_SHARE_OF_HOST = 0.7
+_SHARE_OF_ACCELERATOR = 0.92
+#: Open files with which a run with many workers and ranks gets along.
+_FILES = 65536
+_FEW_FILES = 1024
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one step at full size took.
+
+    Attributes:
+        seconds: Of the first training step, compilation and autotuning included.
+        peak: Memory in bytes: of the device, or of this process on a CPU.
+        total: What there is of it; None where that is not known.
+        state: The checkpoint's training part as it will be from the first step on, on the CPU.
+    """
+
+    seconds: float
+    peak: int
+    total: int | None
+    state: dict[str, Any]
+
+    def __str__(self) -> str:
+        total = "" if self.total is None else f" of {size(self.total)}"
+        return f"a training step takes {size(self.peak)}{total}, the first one {self.seconds:.1f} s"
+
+
+def size(number: float) -> str:
+    """Writes a number of bytes, for example "1.5 GiB"."""
+    unit, divisor = ("GiB", 2**30) if number >= 2**30 else ("MiB", 2**20)
+    return f"{number / divisor:.{1 if divisor == 2**30 else 0}f} {unit}"
+
+
+def rehearse(trainer: Trainer, shape: Sequence[int], dtype: torch.dtype, layout: Any) -> Rehearsal:
+    """Trains and validates one batch at full size, and puts everything back as it was.
+
+    Args:
+        trainer: Not yet wrapped for several ranks; each rank rehearses alone.
+        shape: Of a batch of images, [N, 3, H, W].
+        dtype: Type of the images.
+        layout: Their memory format.
+
+    Raises:
+        Whatever a step raises, first of all for lack of memory.
+    """
+    device = trainer.device
+    with _unchanged(trainer):
+        _reset_peak(device)
+        # Two batches: while one is used the next one is on its way.
+        images, _ = (
+            torch.zeros(*shape, dtype=dtype, device=device.torch_device).contiguous(
+                memory_format=layout
+            )
+            for _ in range(2)
+        )
+        target = torch.zeros(shape[0], dtype=torch.int64, device=device.torch_device)
+        started = time.perf_counter()
+        trainer.train_alone(images, target)
+        device.synchronize()
+        seconds = time.perf_counter() - started
+        trainer.model.eval()
+        with torch.inference_mode(), device.autocast(trainer.amp_dtype):
+            trainer.model(images)
+        device.synchronize()
+        memory = device.memory()
+        total = memory.total if memory else _host_total()
+        return Rehearsal(seconds, _peak(device), total, snapshot(trainer.state_dict()))
+
+
+@contextlib.contextmanager
+def _unchanged(trainer: Trainer) -> Iterator[None]:
+    """Puts everything back that a step changes."""
+    before, random = snapshot(trainer.state_dict()), torch.get_rng_state()
+    modes = [(module, module.training) for module in trainer.model.modules()]
+    try:
+        yield
+    finally:
+        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.model.load_state_dict(before["state_dict"])
+        trainer.load_state_dict(before)
+        for module, training in modes:
+            module.training = training
+        torch.set_rng_state(random)
+
+
+def check_disk(
+    files: CheckpointFiles, state: dict[str, Any], epochs: int, *, writes: bool
+) -> str:
+    """Writes a checkpoint at full size, removes it, and compares the disk with what is planned.
+
+    Args:
+        files: Those of the run.
+        state: The checkpoint.
+        epochs: Epochs that are left.
+        writes: Whether this rank does it; all ranks call it.
+
+    Returns:
+        What was found, in a few words.
+
+    Raises:
+        CheckpointError: It cannot be written, or there is not enough room; on all ranks.
+    """
+    text = problem = ""
+    if writes:
+        try:
+            text = _try_disk(files, state, epochs)
+        except CheckpointError as error:
+            problem = str(error)
+    text, problem = distributed.share_from_primary([text, problem])
+    if problem:
+        raise CheckpointError(problem)
+    return text
+
+
+def _try_disk(files: CheckpointFiles, state: dict[str, Any], epochs: int) -> str:
+    started = time.perf_counter()
+    each = files.try_writing(state)
+    seconds = time.perf_counter() - started
+    planned, held = files.planned(epochs) * each, files.held()
+    free = shutil.disk_usage(files.folder).free
+    if free < planned - held:
+        raise CheckpointError(
+            f"the checkpoints of this run need {size(planned)} ({planned // each} of {size(each)}), "
+            f"{files.folder} has {size(free)} left; free disk space, choose another --workspace or "
+            "lower --gather-checkpoints"
+        )
+    return (
+        f"a checkpoint takes {size(each)} and {seconds:.1f} s, up to {planned // each} of them "
+        f"{size(planned)}, the disk has {size(free)} free"
+    )
+
+
+def raise_file_limit() -> str | None:
+    """Lets this process open as many files as it may; says so where these are few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
+        return f"only {soft} files may be open at a time: raise the limit, ulimit -n {_FILES}"
+    return None
+
+
+def rate_table(rate: Callable[[int], float], epochs: int, steps: int) -> str:
+    """Writes the learning rate at the start of some epochs and at the end.
+
+    Args:
+        rate: Learning rate of an optimizer step.
+        epochs: Of the whole training.
+        steps: Optimizer steps of an epoch.
+    """
+    shown = sorted({round(part * (epochs - 1) / 9) for part in range(10)})
+    cells = [f"epoch {epoch + 1}: {rate(epoch * steps):.6g}" for epoch in shown]
+    return ", ".join([*cells, f"last step: {rate(epochs * steps - 1):.6g}"])
+
+
+def batch_candidates(images: int, group: int | None) -> list[int]:
+    """Lists batch sizes to choose from, growing.
+
+    Args:
+        images: Training images per rank; an epoch has at least one batch.
+        group: Images per rank and optimizer step, which whole batches make up; None: any.
+    """
+    most = max(1, min(images, LARGEST_BATCH))
+    if group is not None:
+        return [one for one in range(1, most + 1) if group % one == 0]
+    return [2**power for power in range(most.bit_length())]
+
+
+def fitting_batch_size(
+    model: nn.Module,
+    device: Device,
+    candidates: Sequence[int],
+    *,
+    image_size: int,
+    amp_dtype: torch.dtype | None,
+    layout: Any,
+    copies: int,
+    ranks: int,
+) -> int:
+    """Finds the largest batch whose training step fits into memory.
+
+    Args:
+        model: On the device; it is put back as it was.
+        device: The device of this process.
+        candidates: Batch sizes, growing.
+        image_size: Side of the images.
+        amp_dtype: Autocast type, None for FP32.
+        layout: Memory format of the images.
+        copies: Copies of the weights that a training has beside weights and gradients.
+        ranks: Processes that share the memory of this machine, on a CPU.
+
+    Returns:
+        One of the candidates, the same on every rank.
+
+    Raises:
+        DeviceMemoryError: Not even the smallest fits.
+    """
+    weights = sum(one.numel() * one.element_size() for one in model.parameters())
+    total = _memory_for(device, ranks) - copies * weights
+
+    def peak_of(batch: int) -> int | None:
+        try:
+            return _try_batch(model, device, batch, image_size, amp_dtype, layout)
+        except Exception as error:
+            if not device.is_out_of_memory(error):
+                raise
+            return None
+        finally:
+            device.release_memory()
+
+    chosen = choose_batch(candidates, peak_of, total, confirm=device.is_accelerator)
+    chosen = -distributed.max_over_ranks(-chosen)
+    if chosen < 1:
+        raise DeviceMemoryError(
+            f"not even --batch-size {candidates[0]} fits into {size(total)} on {device}; use a "
+            "smaller network or --image-size, or --amp"
+        )
+    return chosen
+
+
+def choose_batch(
+    candidates: Sequence[int], peak_of: Callable[[int], int | None], limit: float, *, confirm: bool
+) -> int:
+    """Chooses a batch size by two small ones: memory grows linearly with it.
+
+    Args:
+        candidates: Batch sizes, growing.
+        peak_of: Memory that a step with a batch takes, in bytes; None: there is not enough.
+        limit: Memory that there is.
+        confirm: Try the chosen one, too, and the next smaller one where it does not fit.
+
+    Returns:
+        The largest that fits, 0 if none does.
+    """
+    small, *others = candidates[:2] if len(candidates) < 4 else candidates[2:4]
+    first = peak_of(small)
+    if first is None or first > limit:
+        return max((one for one in candidates if one < small and _fits(one, peak_of, limit)),
+                   default=0)  # fmt: skip
+    second = peak_of(others[0]) if others else None
+    if second is None or second > limit:
+        return small
+    each = max((second - first) / (others[0] - small), 1.0)
+    fitting = [one for one in candidates if first + each * (one - small) <= limit]
+    while confirm and fitting[-1] > others[0] and not _fits(fitting[-1], peak_of, limit):
+        fitting.pop()
+    return fitting[-1]
+
+
+def _fits(batch: int, peak_of: Callable[[int], int | None], limit: float) -> bool:
+    peak = peak_of(batch)
+    return peak is not None and peak <= limit
+
+
+def _try_batch(
+    model: nn.Module, device: Device, batch: int, side: int, amp_dtype: Any, layout: Any
+) -> int:
+    """Forward and backward; returns the peak in bytes."""
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        _reset_peak(device)
+        images = torch.zeros(batch, 3, side, side, dtype=amp_dtype or torch.float32,
+                             device=device.torch_device)  # fmt: skip
+        model.train()
+        with device.autocast(amp_dtype):
+            loss = model(images.contiguous(memory_format=layout)).float().logsumexp(1).sum()
+        loss.backward()
+        device.synchronize()
+        return _peak(device)
+    finally:
+        for name, value in model.named_buffers():
+            value.copy_(before[name])
+        for parameter in model.parameters():
+            parameter.grad = None
+
+
+def _reset_peak(device: Device) -> None:
+    device.reset_peak_memory()
+    host_memory.reset_peak()
+
+
+def _peak(device: Device) -> int:
+    """The most memory in bytes since `_reset_peak`: of the device, of this process on a CPU."""
+    memory = device.memory()
+    return memory.peak if memory else host_memory.peak()
+
+
+def _memory_for(device: Device, ranks: int) -> float:
+    memory = device.memory()
+    if memory is not None and memory.total:
+        return memory.total * _SHARE_OF_ACCELERATOR
+    available = host_memory.available()
+    if device.is_accelerator or available is None:
+        raise DeviceMemoryError(
+            f"{device} does not say how much memory it has: give --batch-size a number"
+        )
+    return host_memory.peak() + available * _SHARE_OF_HOST / ranks
+
+
+def _host_total() -> int | None:
+    available = host_memory.available()
+    return None if available is None else host_memory.peak() + available
