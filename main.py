@@ -23,23 +23,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from image_classification.affinity import MAX_THREADS
+from image_classification import affinity, option_parser
+from image_classification import run_files as names
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.errors import UsageError, UserError, tell
 from image_classification.interruption import EXIT_CODE, Interruption, Stopped
-from image_classification.option_parser import (
-    OptionParser,
-    boolean,
-    interval,
-    number_or_auto,
-    whole_numbers,
-)
-from image_classification.run_files import (
-    BEST_NAME,
-    EVALUATION_NAME,
-    METRICS_NAME,
-    RESERVED_NAMES,
-)
+from image_classification.option_parser import AUTO, OptionParser, Problems
 from image_classification.save_interval import SaveInterval
 from models import find_arch, model_names
 
@@ -150,12 +139,12 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="initialisation: classic (Kaiming fan_out, default) or fanin; grp-* are the same")
     add("--conv_init", "--conv-init", choices=["fan_in", "fan_out"],
         help="NVIDIA's name of the same choice")
-    add("--zero-init-last-bn", "--last_bn_0_init", type=boolean, nargs="?", const=True,
-        default=False, metavar="BOOL",
+    add("--zero-init-last-bn", "--last_bn_0_init", type=option_parser.boolean, nargs="?",
+        const=True, default=False, metavar="BOOL",
         help="start each residual branch with a zero BatchNorm weight")
-    add("--trt", type=boolean, nargs="?", const=True, default=False, metavar="BOOL",
+    add("--trt", type=option_parser.boolean, nargs="?", const=True, default=False, metavar="BOOL",
         help="squeeze-and-excitation as 1x1 convolutions, for TensorRT")
-    add("--fused_se", "--fused-se", type=boolean, nargs="?", const=True, default=True,
+    add("--fused_se", "--fused-se", type=option_parser.boolean, nargs="?", const=True, default=True,
         metavar="BOOL", help="squeeze-and-excitation: scale and add in one operation (default)")
     add("--dropout", type=float, default=0.0, metavar="P",
         help="dropout before the classifier (default: 0)")
@@ -189,8 +178,8 @@ def _add_device_options(group: argparse._ArgumentGroup) -> None:
     add("--memory-format", default="auto", choices=["auto", "nchw", "nhwc"],
         help="auto: nhwc (channels last) with --amp on cuda and cpu, else nchw")
     add("--deterministic", action="store_true", help="same bits in every run, slower on cuda")
-    add("--gpu-affinity", default="none", choices=AFFINITY_MODES, metavar="MODE",
-        help=f"bind the process to CPU cores: {', '.join(AFFINITY_MODES)}")
+    add("--gpu-affinity", default="none", choices=affinity.MODES, metavar="MODE",
+        help=f"bind the process to CPU cores: {', '.join(affinity.MODES)}")
     add("--dist-backend", choices=["nccl", "hccl", "cncl", "xccl", "gloo"],
         help="collective library (default: the device's own)")
     add("--world-size", type=int, metavar="NODES", help="number of nodes the launcher must have")
@@ -202,8 +191,8 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add("--epochs", type=int, default=90, metavar="N",
         help="epochs in all, those before a resume included (default: 90)")
     add("--run-epochs", type=int, default=-1, metavar="N", help="run at most N epochs this time")
-    add("-b", "--batch-size", type=number_or_auto, default=256, metavar="N",
-        help="images per device and step; auto: as many as fit into memory, up to 256 (default: 256)")
+    add("-b", "--batch-size", type=option_parser.number_or_auto, default=256, metavar="N",
+        help="images per device and step; auto: what fits into memory, up to 256 (default: 256)")
     add("--optimizer-batch-size", type=int, default=-1, metavar="N",
         help="images per optimizer step over all devices, by gradient accumulation")
     add("--label-smoothing", type=float, default=0.0, metavar="E", help="default: 0")
@@ -215,7 +204,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add("--early-stopping-patience", type=int, default=-1, metavar="N",
         help="stop after N epochs without a better top-1")
     add("--seed", type=int, metavar="N", help="default: drawn, printed and stored")
-    add("--seeds", type=whole_numbers, metavar="A,B,...",
+    add("--seeds", type=option_parser.whole_numbers, metavar="A,B,...",
         help="one run per seed in <workspace>/seed_<n>, then mean and spread of top-1")
 
 
@@ -226,7 +215,7 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
         help="peak rate (default: 0.256 x images per optimizer step / 256)")
     add("--lr-schedule", default="step", choices=["step", "linear", "cosine"],
         help="step multiplies by --lr-gamma at 1/3, 2/3 and 8/9 of the epochs (default)")
-    add("--lr-milestones", type=whole_numbers, metavar="E,E,...",
+    add("--lr-milestones", type=option_parser.whole_numbers, metavar="E,E,...",
         help="epochs after which step falls, instead of 1/3, 2/3 and 8/9")
     add("--lr-gamma", type=float, default=0.1, metavar="G", help="default: 0.1")
     add("--warmup", type=float, default=0, metavar="EPOCHS", help="linear warm-up (default: 0)")
@@ -262,7 +251,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add("--no-checkpoints", dest="save_checkpoints", action="store_false")
     add("--checkpoint-filename", "--checkpoint", default="checkpoint.pth.tar", metavar="NAME",
         help="name of the last checkpoint (default: checkpoint.pth.tar)")
-    add("--checkpoint-interval", type=interval, default="10m", metavar="TIME",
+    add("--checkpoint-interval", type=option_parser.interval, default="10m", metavar="TIME",
         help="also save within an epoch: every so many minutes (10m), seconds (30s), hours (1h) or "
         "optimizer steps (500); 0: never (default: 10m)")
     add("--gather-checkpoints", type=int, nargs="?", const=-1, default=0, metavar="N",
@@ -277,10 +266,6 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
 DATA_BACKENDS = [
     "auto", "fast", "pytorch", "dali-cpu", "dali-gpu", "dali-mlu", "resident", "synthetic",
     "syntetic",
-]
-AFFINITY_MODES = [
-    "none", "socket", "socket_single", "socket_single_unique",
-    "socket_unique_interleaved", "socket_unique_contiguous",
 ]
 
 
@@ -358,23 +343,8 @@ def _resolve_aliases(args: argparse.Namespace, problems: list[str]) -> list[str]
 
 def validate_args(args: argparse.Namespace) -> list[str]:
     """Returns one line per bad value or combination: what, received, allowed, cure."""
-    problems = []
-
-    def require(ok: bool, line: str) -> None:
-        if not ok:
-            problems.append(line)
-
-    def at_least(option: str, minimum: float, also: float | None = None) -> None:
-        value = getattr(args, option.lstrip("-").replace("-", "_"))
-        ok = value is None or minimum <= value < math.inf or value == also
-        extra = "" if also is None else f" or {also:g}"
-        require(ok, f"{option} {value}: must be at least {minimum:g}{extra}")
-
-    def within(option: str, low: float, high: float) -> None:
-        value = getattr(args, option.lstrip("-").replace("-", "_"))
-        require(value is None or low <= value <= high,
-                f"{option} {value}: must be between {low:g} and {high:g}")
-
+    problems = Problems(args)
+    require, at_least, within = problems.require, problems.at_least, problems.within
     synthetic = args.data_backend == "synthetic"
     require(bool(args.data) or synthetic,
             "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic")
@@ -391,8 +361,8 @@ def validate_args(args: argparse.Namespace) -> list[str]:
                    "--early-stopping-patience"):
         at_least(option, 1, also=-1)
     at_least("--gather-checkpoints", 0, also=-1)
-    require(args.workers is None or args.workers <= MAX_THREADS,
-            f"--workers {args.workers}: at most {MAX_THREADS}")
+    require(args.workers is None or args.workers <= affinity.MAX_THREADS,
+            f"--workers {args.workers}: at most {affinity.MAX_THREADS}")
     for option in ("--label-smoothing", "--dropout", "--hflip", "--momentum", "--rmsprop-alpha",
                    "--max-bad"):
         within(option, 0, 1)
@@ -411,8 +381,7 @@ def validate_args(args: argparse.Namespace) -> list[str]:
         value = getattr(args, option.lstrip("-").replace("-", "_"))
         require(value is None or 0 < value < math.inf,
                 f"{option} {value}: must be greater than 0")
-    problems += _check_combinations(args, synthetic)
-    return problems
+    return problems.lines + _check_combinations(args, synthetic)
 
 
 def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
@@ -421,8 +390,8 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
          "--fp16 is for inference: add --evaluate, or train with --amp"),
         (args.fp16 and args.amp, "--fp16 and --amp exclude each other; give one"),
         (args.check and args.evaluate, "--check is for a training: drop --evaluate"),
-        (args.batch_size == AUTO and args.evaluate,
-         "--batch-size auto is for a training: give a number"),
+        (args.batch_size == AUTO and (args.evaluate or args.sync_bn),
+         "--batch-size auto goes neither with --evaluate nor with --sync-bn: give a number"),
         (args.evaluate and args.training_only, "--evaluate and --training-only exclude each other"),
         (args.evaluate and args.resume == "auto", "--evaluate needs the path: --resume PATH"),
         (args.evaluate and not (args.resume or args.pretrained_weights or synthetic),
@@ -460,8 +429,8 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
          "--lr-milestones: needs growing numbers of epochs"),
         (args.end_lr > 0 and args.lr_schedule == "step",
          "--end-lr is for --lr-schedule linear or cosine"),
-        (len({args.checkpoint_filename, args.raport_file} - {*RESERVED_NAMES}) < 2,
-         f"--checkpoint-filename, --raport-file, {', '.join(RESERVED_NAMES)} must differ"),
+        (len({args.checkpoint_filename, args.raport_file} - {*names.RESERVED_NAMES}) < 2,
+         f"--checkpoint-filename, --raport-file, {', '.join(names.RESERVED_NAMES)} must differ"),
     ]
     for option in ("--checkpoint-filename", "--raport-file", "--run-name"):
         name = getattr(args, option.lstrip("-").replace("-", "_"))
@@ -477,7 +446,7 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
 
 def run_files(args: argparse.Namespace) -> list[str]:
     """The files by which a run's folder is known, its last checkpoint first."""
-    return [args.checkpoint_filename, BEST_NAME, args.raport_file, METRICS_NAME]
+    return [args.checkpoint_filename, names.BEST_NAME, args.raport_file, names.METRICS_NAME]
 
 
 def choose_workspace(args: argparse.Namespace, seed: int | None) -> tuple[Path, Use]:
@@ -591,15 +560,10 @@ class Run:
     files: CheckpointFiles
     interruption: Interruption
 
-    @property
-    def accumulation_steps(self) -> int:
-        """Batches per device that make one optimizer step."""
-        return self.args.optimizer_batch_size // (self.args.batch_size * self.launch.world_size)
-
 
 def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) -> None:
     """Binds the device, joins the other processes and runs every seed."""
-    from image_classification import affinity, distributed
+    from image_classification import distributed
     from image_classification.device import Device
 
     launch = distributed.read_launch()
@@ -619,9 +583,8 @@ def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) 
         if (explained := failures.explain(error, device, args.batch_size)) is not None:
             raise explained from error
         raise
-    if args.seeds and launch.primary and not args.training_only:
-        spread = mean_and_spread(value for value in top1 if value is not None)
-        print(f"top-1 over {len(top1)} seeds: {spread} %")
+    if args.seeds and launch.primary and (found := [one for one in top1 if one is not None]):
+        print(f"top-1 over {len(found)} seeds: {mean_and_spread(found)} %")
     distributed.shutdown()
 
 
@@ -632,6 +595,7 @@ def run_seed(
     """One whole run; returns the best top-1 in percent, None if nothing was validated."""
     import torch
 
+    from image_classification import distributed
     from image_classification.environment import describe
     from image_classification.metric_names import headline
     from image_classification.validation import Validator
@@ -641,7 +605,8 @@ def run_seed(
     state, precision = open_run(
         argparse.Namespace(**vars(args)), launch, device, seed, interruption)
     args, logger = state.args, state.logger
-    with tidy(state.workspace, run_files(args)), logger, contextlib.ExitStack() as cleanup:
+    tidied = tidy(state.workspace, run_files(args), always=args.check)
+    with tidied, logger, contextlib.ExitStack() as cleanup:
         # ---- data and model
         splits = load_data(state)
         model = build_model(state, splits.num_classes)
@@ -652,9 +617,8 @@ def run_seed(
         logger.parameters({**vars(args), "seed": state.seed, "num_classes": splits.num_classes,
                            "processes": launch.world_size, "environment": describe(device),
                            "amp_type": str(state.amp_dtype or "FP32").removeprefix("torch.")})
-        about = f"{launch.world_size} x {device}, {precision}, seed {state.seed}"
-        for note in (about, f"workspace {state.workspace}"):
-            logger.message(note)
+        logger.message(f"{launch.world_size} x {device}, {precision}, seed {state.seed}")
+        logger.message(f"workspace {state.workspace}")
         for note in [*notes, *splits.warnings]:
             logger.warning(note)
         validator = Validator(
@@ -667,16 +631,22 @@ def run_seed(
             result = validator.run(model, loaders["val"], "val")
             best: float | None = result.top1
             logger.log((), row := result.metrics())
-            logger.document(EVALUATION_NAME, result.document(splits.classes, None))
+            logger.document(names.EVALUATION_NAME, result.document(splits.classes, None))
         else:
             trainer = build_trainer(state, model, loaders["train"])
+            check_ahead(state, trainer, loaders)
+            if args.check:
+                logger.message("check passed: nothing was trained, nothing was left behind")
+                return None
+            trainer.forward = distributed.wrap(
+                model, launch, device, static_graph=trainer.accumulation_steps == 1)
             best, row = build_epochs(state, trainer, validator, loaders, splits).run()
             logger.summary({"run.top1_best": best, "run.duration": time.perf_counter() - started})
         # ---- report
         what, seconds = "evaluated" if args.evaluate else "finished", time.perf_counter() - started
         logger.message(f"{what}: {headline(row, best)}{seconds:.1f} s, files in {state.workspace}")
         logger.message("Experiment ended")
-    return best
+        return best
 
 
 def open_run(
@@ -684,8 +654,8 @@ def open_run(
     interruption: Interruption,
 ) -> tuple[Run, str]:
     """Opens workspace, checkpoint and log; settles what the command line leaves open."""
-    from image_classification import checkpoint_files, distributed, training
-    from image_classification.logger import create_logger, new_run_id
+    from image_classification import checkpoint_files, distributed
+    from image_classification.logger import create_logger, new_run_id, terminal_logger
     from image_classification.workspace import open_workspace
 
     settle_dataset(args)
@@ -701,9 +671,9 @@ def open_run(
     amp_dtype, precision = None, "FP16 weights" if args.fp16 else "FP32"
     if args.amp:
         amp_dtype, precision = device.amp_dtype(args.amp_dtype)
-    logger = create_logger(
+    logger = terminal_logger(launch.primary) if args.check else create_logger(
         workspace=workspace, report_file=args.raport_file, primary=launch.primary, append=True,
-        run_id=new_run_id(), tensorboard=args.tensorboard, files=not args.check)
+        run_id=new_run_id(), tensorboard=args.tensorboard)
     for line in skipped:
         logger.warning(line)
     if args.resume == "auto" and saved is None:
@@ -736,16 +706,14 @@ def settle_batch(state: Run, model: torch.nn.Module, splits: Splits) -> None:
 
     args, ranks = state.args, state.launch.world_size
     if args.batch_size == AUTO and state.saved is not None:
-        args.batch_size = int(state.saved["config"].get("batch_size", 256))
+        args.batch_size = state.saved["config"].get("batch_size", AUTO)
     if args.batch_size == AUTO:
-        images = len(splits.train) if splits.train is not None else preflight.LARGEST_BATCH
         args.batch_size = preflight.fitting_batch_size(
-            model, state.device, preflight.batch_candidates(images // ranks,
-            args.optimizer_batch_size // ranks if args.optimizer_batch_size > 0 else None),
-            image_size=args.image_size, amp_dtype=state.amp_dtype, layout=state.memory_format,
-            copies=(2 if args.optimizer == "adamw" else 1) + (args.use_ema is not None),
-            ranks=state.launch.local_world_size)
-        state.logger.message(f"--batch-size auto: {args.batch_size}")
+            model, state.device, images=len(splits.train or ()) // ranks,
+            group=args.optimizer_batch_size / ranks, image_size=args.image_size,
+            amp_dtype=state.amp_dtype, layout=state.memory_format,
+            copies=1 + (args.optimizer == "adamw") + (args.use_ema is not None),
+            processes=state.launch.local_world_size)
     accumulation = training.accumulation_steps(args.batch_size, ranks, args.optimizer_batch_size)
     args.optimizer_batch_size = args.batch_size * ranks * accumulation
     args.lr = 0.256 * args.optimizer_batch_size / 256 if args.lr is None else args.lr
@@ -756,7 +724,6 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
     import torch
 
     from image_classification import dataloaders
-    from image_classification.affinity import default_threads
     from image_classification.bad_images import BadFileLog, BadImages
 
     args, launch, loaders = state.args, state.launch, {}
@@ -764,7 +731,7 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
         args.data_backend, policy(args),
         state.device.type, in_memory=splits.in_memory, cutout=args.cutout)
     if args.workers is None:
-        args.workers = 5 if args.data_backend == "pytorch" else default_threads(
+        args.workers = 5 if args.data_backend == "pytorch" else affinity.default_threads(
             args.gpu_affinity, launch.local_world_size, computes=not state.device.is_accelerator)
     state.logger.message(note or f"images come from the {args.data_backend} loader")
     train_preset, val_preset = presets(args)
@@ -818,20 +785,21 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
 
 
 def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer:
-    """Wires optimizer, schedule, scaler, EMA and the process group; restores their state."""
+    """Wires optimizer, schedule, scaler and EMA; restores their state."""
     import torch
 
-    from image_classification import checkpoint, distributed, optimizers
+    from image_classification import checkpoint, optimizers
     from image_classification.ema import ModelEma
     from image_classification.training import Trainer, steps_per_epoch
 
     args, device, launch = state.args, state.device, state.launch
+    accumulation = args.optimizer_batch_size // (args.batch_size * launch.world_size)
     steps = steps_per_epoch(
         loader.num_samples, args.optimizer_batch_size,
-        [limit // state.accumulation_steps for limit in (args.prof, args.iters) if limit > 0])
+        [limit // accumulation for limit in (args.prof, args.iters) if limit > 0])
     state.logger.message(
         f"{steps} optimizer steps per epoch of {args.optimizer_batch_size} images "
-        f"({args.batch_size} x {launch.world_size} devices x {state.accumulation_steps}), "
+        f"({args.batch_size} x {launch.world_size} devices x {accumulation}), "
         f"peak lr {args.lr:g}")
     optimizer = optimizers.create_optimizer(
         args.optimizer, model, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
@@ -841,15 +809,14 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
         args.lr_schedule, args.lr, total_steps=steps * args.epochs,
         warmup_steps=round(steps * args.warmup), end_lr=args.end_lr, gamma=args.lr_gamma,
         milestones=[epoch / args.epochs for epoch in args.lr_milestones or ()] or None)
-    dynamic = args.dynamic_loss_scale or args.static_loss_scale is None
     trainer = Trainer(
-        model, distributed.wrap(model, launch, device, static_graph=state.accumulation_steps == 1),
+        model, model,
         torch.nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, lr,
         device=device, amp_dtype=state.amp_dtype,
-        scaler=device.grad_scaler(state.amp_dtype, args.static_loss_scale, dynamic),
-        num_batches=steps * state.accumulation_steps,
-        accumulation_steps=state.accumulation_steps, clip_grad_norm=args.clip_grad_norm,
-        mixup_alpha=args.mixup, freeze_bn=args.freeze_bn,
+        scaler=device.grad_scaler(state.amp_dtype, args.static_loss_scale,
+                                  args.dynamic_loss_scale or args.static_loss_scale is None),
+        num_batches=steps * accumulation, accumulation_steps=accumulation,
+        clip_grad_norm=args.clip_grad_norm, mixup_alpha=args.mixup, freeze_bn=args.freeze_bn,
         ema=None if args.use_ema is None else ModelEma(model, args.use_ema),
         seed=state.seed, rank=launch.rank, world_size=launch.world_size,
         batch_images=args.batch_size * launch.world_size)
@@ -858,6 +825,25 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
         for line in [*lines, *trainer.load_state_dict(state.saved)]:
             state.logger.warning(line)
     return trainer
+
+
+def check_ahead(state: Run, trainer: Trainer, loaders: dict[str, Loader]) -> None:
+    """Tries at full size what could end the run later; with --check says more of it."""
+    from image_classification import preflight
+
+    args = state.args
+    if (note := preflight.raise_file_limit()) is not None:
+        state.logger.warning(note)
+    if args.jit == "script":
+        return  # TorchScript looks at its first runs, and would see others
+    rehearsal = preflight.rehearse(trainer, args.batch_size, args.image_size, state.memory_format)
+    found = [str(rehearsal)]
+    if args.save_checkpoints:
+        found.append(preflight.check_disk(
+            state.files, rehearsal.state, args.epochs, writes=state.launch.primary))
+    state.logger.message(f"checked: {'; '.join(found)}")
+    for line in preflight.describe(trainer, loaders, args.epochs) if args.check else ():
+        state.logger.message(line)
 
 
 def build_epochs(
@@ -870,12 +856,12 @@ def build_epochs(
     from image_classification.saver import Saver
 
     args, saver, beat = state.args, None, Heartbeat(state.launch.heartbeat).beat
-    train_preset, val_preset = presets(args)
     about = {
         "format": checkpoint.FORMAT, "arch": args.arch, "num_classes": splits.num_classes,
         "model_options": model_options(args), "seed": state.seed, "classes": splits.classes,
         "config": vars(args),
-        "preprocessing": {"train": train_preset.to_dict(), "val": val_preset.to_dict()},
+        "preprocessing": dict(zip(
+            ("train", "val"), (preset.to_dict() for preset in presets(args)), strict=True)),
     }
     if args.save_checkpoints and state.launch.primary:
         state.files.sweep()

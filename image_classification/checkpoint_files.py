@@ -93,17 +93,19 @@ class CheckpointFiles:
         """
         try:
             with contextlib.suppress(_Tried), atomic_file(self.last) as file:
-                torch.save(state, file)
+                torch.save(state, _Hashing(file))  # type: ignore[arg-type]
+                size = file.tell()
                 file.flush()
                 os.fsync(file.fileno())
-                size = file.tell()
                 raise _Tried
             return size
         except (OSError, RuntimeError) as error:
             raise self._not_written(error) from error
 
     def _not_written(self, error: Exception) -> CheckpointError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # torch.save hides what went wrong behind "unexpected pos".
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         return CheckpointError(
             f"could not write a checkpoint in {self.folder}: {reason}; "
             "the previous one is intact; free disk space or choose another --workspace"

@@ -15,7 +15,6 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import host_memory
 from .cpu_features import cpu_info, has_fast_bfloat16
 from .device_table import (
     DEVICE_TABLE,
@@ -28,6 +27,7 @@ from .device_table import (
 )
 from .device_telemetry import Telemetry
 from .errors import UsageError
+from .host_memory import peak as host_peak
 
 if TYPE_CHECKING:
     import torch
@@ -418,11 +418,12 @@ class Device:
     def explain_out_of_memory(self, error: BaseException, batch_size: int) -> str:
         """Return one line with the peak, the batch and what to try."""
         memory = self.memory()
-        peak = memory.peak if memory else host_memory.peak()
+        peak = memory.peak if memory else host_peak()
+        batch, half = (batch_size, max(1, batch_size // 2)) if batch_size > 0 else ("auto", "8")
         return (
-            f"{self} is out of memory with --batch-size {batch_size}, peak {peak / 2**30:.1f} GiB; "
-            f"try --batch-size {max(1, batch_size // 2)} (auto finds what fits; with "
-            "--optimizer-batch-size the effective batch stays), --amp or a smaller --image-size "
+            f"{self} is out of memory with --batch-size {batch}, peak {peak / 2**30:.1f} GiB; "
+            f"try --batch-size {half} (auto finds what fits; with --optimizer-batch-size "
+            "the effective batch stays), --amp or a smaller --image-size "
             f"({' '.join(str(error).split())[:160]})"
         )
 

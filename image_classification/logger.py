@@ -331,6 +331,11 @@ def create_logger(
     return Logger(sinks, run_id)
 
 
+def terminal_logger(primary: bool) -> Logger:
+    """Returns a logger that writes no files; all but the primary process are silent."""
+    return Logger([TerminalSink(sys.stdout)] if primary else [])
+
+
 def _prepare(paths: Sequence[Path], append: bool) -> None:
     """Make sure that what is appended starts on a new line, of a new file where wanted."""
     if append:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import sys
 from typing import Any, NoReturn
 
@@ -90,6 +91,42 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Called by argparse for problems that no single option is to blame for."""
         raise UsageError(message)
+
+
+class Problems:
+    """Checks the values of options; one line per bad one: what, received, allowed.
+
+    Args:
+        options: The parsed options.
+
+    Attributes:
+        lines: What is wrong.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.lines: list[str] = []
+        self._options = options
+
+    def require(self, ok: bool, line: str) -> None:
+        """Notes a line where something is not as it should be."""
+        if not ok:
+            self.lines.append(line)
+
+    def at_least(self, option: str, minimum: float, also: float | None = None) -> None:
+        """Checks a lower bound; None and one further value are fine."""
+        value = self._value(option)
+        ok = value is None or minimum <= value < math.inf or value == also
+        extra = "" if also is None else f" or {also:g}"
+        self.require(ok, f"{option} {value}: must be at least {minimum:g}{extra}")
+
+    def within(self, option: str, low: float, high: float) -> None:
+        """Checks both bounds; None is fine."""
+        value = self._value(option)
+        ok = value is None or low <= value <= high
+        self.require(ok, f"{option} {value}: must be between {low:g} and {high:g}")
+
+    def _value(self, option: str) -> Any:
+        return getattr(self._options, option.lstrip("-").replace("-", "_"))
 
 
 # ---- values of options

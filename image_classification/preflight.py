@@ -15,7 +15,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +26,7 @@ from image_classification.errors import CheckpointError, DeviceMemoryError
 
 if TYPE_CHECKING:
     from image_classification.checkpoint_files import CheckpointFiles
+    from image_classification.dataloaders import Loader
     from image_classification.device import Device
     from image_classification.training import Trainer
 
@@ -67,40 +67,56 @@ def size(number: float) -> str:
     return f"{number / divisor:.{1 if divisor == 2**30 else 0}f} {unit}"
 
 
-def rehearse(trainer: Trainer, shape: Sequence[int], dtype: torch.dtype, layout: Any) -> Rehearsal:
+def rehearse(trainer: Trainer, batch_size: int, image_size: int, layout: Any) -> Rehearsal:
     """Trains and validates one batch at full size, and puts everything back as it was.
 
     Args:
         trainer: Not yet wrapped for several ranks; each rank rehearses alone.
-        shape: Of a batch of images, [N, 3, H, W].
-        dtype: Type of the images.
+        batch_size: Images of a batch.
+        image_size: Their side.
         layout: Their memory format.
 
     Raises:
-        Whatever a step raises, first of all for lack of memory.
+        DeviceMemoryError: There is not enough memory.
     """
     device = trainer.device
-    with _unchanged(trainer):
-        _reset_peak(device)
-        # Two batches: while one is used the next one is on its way.
-        images, _ = (
-            torch.zeros(*shape, dtype=dtype, device=device.torch_device).contiguous(
-                memory_format=layout
-            )
-            for _ in range(2)
-        )
-        target = torch.zeros(shape[0], dtype=torch.int64, device=device.torch_device)
-        started = time.perf_counter()
-        trainer.train_alone(images, target)
-        device.synchronize()
-        seconds = time.perf_counter() - started
-        trainer.model.eval()
-        with torch.inference_mode(), device.autocast(trainer.amp_dtype):
-            trainer.model(images)
-        device.synchronize()
-        memory = device.memory()
-        total = memory.total if memory else _host_total()
-        return Rehearsal(seconds, _peak(device), total, snapshot(trainer.state_dict()))
+    try:
+        with _unchanged(trainer):
+            return _rehearse(trainer, batch_size, image_size, layout)
+    except Exception as error:
+        if not device.is_out_of_memory(error):
+            raise
+        raise DeviceMemoryError(device.explain_out_of_memory(error, batch_size)) from error
+
+
+def _rehearse(trainer: Trainer, batch_size: int, image_size: int, layout: Any) -> Rehearsal:
+    device = trainer.device
+    _reset_peak(device)
+    # Two batches: while one is used the next one is on its way.
+    images, _ = (
+        _images(device, batch_size, image_size, trainer.amp_dtype, layout) for _ in range(2)
+    )
+    target = torch.zeros(batch_size, dtype=torch.int64, device=device.torch_device)
+    started = time.perf_counter()
+    trainer.train_alone(images, target)
+    device.synchronize()
+    seconds = time.perf_counter() - started
+    trainer.model.eval()
+    with torch.inference_mode(), device.autocast(trainer.amp_dtype):
+        trainer.model(images)
+    device.synchronize()
+    memory = device.memory()
+    total = memory.total if memory else _host_total()
+    return Rehearsal(seconds, _peak(device), total, snapshot(trainer.state_dict()))
+
+
+def _images(
+    device: Device, batch_size: int, side: int, amp_dtype: torch.dtype | None, layout: Any
+) -> torch.Tensor:
+    """A batch as a loader makes it, all zero."""
+    shape = (batch_size, 3, side, side)
+    zeros = torch.zeros(shape, dtype=amp_dtype or torch.float32, device=device.torch_device)
+    return zeros.contiguous(memory_format=layout)
 
 
 @contextlib.contextmanager
@@ -156,9 +172,9 @@ def _try_disk(files: CheckpointFiles, state: dict[str, Any], epochs: int) -> str
     free = shutil.disk_usage(files.folder).free
     if free < planned - held:
         raise CheckpointError(
-            f"the checkpoints of this run need {size(planned)} ({planned // each} of {size(each)}), "
-            f"{files.folder} has {size(free)} left; free disk space, choose another --workspace or "
-            "lower --gather-checkpoints"
+            f"the checkpoints of this run need {size(planned)} ({planned // each} of "
+            f"{size(each)}), {files.folder} has {size(free)} left; free disk space, choose another "
+            "--workspace or lower --gather-checkpoints"
         )
     return (
         f"a checkpoint takes {size(each)} and {seconds:.1f} s, up to {planned // each} of them "
@@ -179,28 +195,30 @@ def raise_file_limit() -> str | None:
     return None
 
 
-def rate_table(rate: Callable[[int], float], epochs: int, steps: int) -> str:
-    """Writes the learning rate at the start of some epochs and at the end.
+def describe(trainer: Trainer, loaders: dict[str, Loader], epochs: int) -> list[str]:
+    """Loads a batch of each loader and says what a training will do with them.
 
-    Args:
-        rate: Learning rate of an optimizer step.
-        epochs: Of the whole training.
-        steps: Optimizer steps of an epoch.
+    Returns:
+        Lines: the images of each split, the learning rate over the epochs.
     """
+    lines = []
+    for split, loader in loaders.items():
+        images, target = next(iter(loader))
+        lines.append(
+            f"{split}: {loader.num_samples} images per epoch, batches of {list(images.shape)}, "
+            f"classes {int(target.min())} to {int(target.max())} in the first one"
+        )
+    steps = trainer.num_batches // trainer.accumulation_steps
     shown = sorted({round(part * (epochs - 1) / 9) for part in range(10)})
-    cells = [f"epoch {epoch + 1}: {rate(epoch * steps):.6g}" for epoch in shown]
-    return ", ".join([*cells, f"last step: {rate(epochs * steps - 1):.6g}"])
+    cells = [f"epoch {epoch + 1}: {trainer.rate(epoch * steps):.3g}" for epoch in shown]
+    last = f"last step: {trainer.rate(epochs * steps - 1):.3g}"
+    return [*lines, f"learning rate: {', '.join([*cells, last])}"]
 
 
-def batch_candidates(images: int, group: int | None) -> list[int]:
-    """Lists batch sizes to choose from, growing.
-
-    Args:
-        images: Training images per rank; an epoch has at least one batch.
-        group: Images per rank and optimizer step, which whole batches make up; None: any.
-    """
+def _candidates(images: int, group: float) -> list[int]:
+    """Batch sizes to choose from, growing: those that make up a group, else powers of two."""
     most = max(1, min(images, LARGEST_BATCH))
-    if group is not None:
+    if group > 0:
         return [one for one in range(1, most + 1) if group % one == 0]
     return [2**power for power in range(most.bit_length())]
 
@@ -208,34 +226,37 @@ def batch_candidates(images: int, group: int | None) -> list[int]:
 def fitting_batch_size(
     model: nn.Module,
     device: Device,
-    candidates: Sequence[int],
     *,
+    images: int,
+    group: float,
     image_size: int,
     amp_dtype: torch.dtype | None,
     layout: Any,
     copies: int,
-    ranks: int,
+    processes: int,
 ) -> int:
     """Finds the largest batch whose training step fits into memory.
 
     Args:
         model: On the device; it is put back as it was.
         device: The device of this process.
-        candidates: Batch sizes, growing.
+        images: Training images of this rank.
+        group: Images of this rank in an optimizer step, which whole batches make up; below 0: any.
         image_size: Side of the images.
         amp_dtype: Autocast type, None for FP32.
         layout: Memory format of the images.
         copies: Copies of the weights that a training has beside weights and gradients.
-        ranks: Processes that share the memory of this machine, on a CPU.
+        processes: How many share the memory of this machine, on a CPU.
 
     Returns:
-        One of the candidates, the same on every rank.
+        The batch size, up to LARGEST_BATCH, the same on every rank.
 
     Raises:
         DeviceMemoryError: Not even the smallest fits.
     """
     weights = sum(one.numel() * one.element_size() for one in model.parameters())
-    total = _memory_for(device, ranks) - copies * weights
+    total = _memory_for(device, processes) - copies * weights
+    candidates = _candidates(images, group)
 
     def peak_of(batch: int) -> int | None:
         try:
@@ -298,11 +319,10 @@ def _try_batch(
     before = {name: value.clone() for name, value in model.named_buffers()}
     try:
         _reset_peak(device)
-        images = torch.zeros(batch, 3, side, side, dtype=amp_dtype or torch.float32,
-                             device=device.torch_device)  # fmt: skip
+        images = _images(device, batch, side, amp_dtype, layout)
         model.train()
         with device.autocast(amp_dtype):
-            loss = model(images.contiguous(memory_format=layout)).float().logsumexp(1).sum()
+            loss = model(images).float().logsumexp(1).sum()
         loss.backward()
         device.synchronize()
         return _peak(device)
@@ -324,7 +344,7 @@ def _peak(device: Device) -> int:
     return memory.peak if memory else host_memory.peak()
 
 
-def _memory_for(device: Device, ranks: int) -> float:
+def _memory_for(device: Device, processes: int) -> float:
     memory = device.memory()
     if memory is not None and memory.total:
         return memory.total * _SHARE_OF_ACCELERATOR
@@ -333,7 +353,7 @@ def _memory_for(device: Device, ranks: int) -> float:
         raise DeviceMemoryError(
             f"{device} does not say how much memory it has: give --batch-size a number"
         )
-    return host_memory.peak() + available * _SHARE_OF_HOST / ranks
+    return host_memory.peak() + available * _SHARE_OF_HOST / processes
 
 
 def _host_total() -> int | None:

@@ -81,18 +81,21 @@ def choose(
 
 
 @contextlib.contextmanager
-def tidy(folder: Path, traces: Iterable[str]) -> Iterator[None]:
-    """After an error, removes the empty logs of a start that never logged, and their folder."""
+def tidy(folder: Path, traces: Iterable[str], *, always: bool = False) -> Iterator[None]:
+    """After an error, or always, removes the empty logs of a start that never logged, and their
+    folder."""
+    done = False
     try:
         yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # the folder holds something else
-            for name in traces:
-                path = folder / name
-                if path.exists() and not _holds_something(path):
-                    path.unlink()
-            folder.rmdir()
-        raise
+        done = True
+    finally:
+        if always or not done:
+            with contextlib.suppress(OSError):  # the folder holds something else
+                for name in traces:
+                    path = folder / name
+                    if path.exists() and not _holds_something(path):
+                        path.unlink()
+                folder.rmdir()
 
 
 def is_run(folder: Path, traces: Iterable[str]) -> bool:

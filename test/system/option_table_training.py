@@ -42,6 +42,9 @@ def batch_size(lab: Lab) -> None:
     made = lab.run("-b", 6, "--no-checkpoints")
     assert [len(images) for images in made.batches] == [6] and made.value("val.seen") == 6
     assert [len(images) for images in lab.base.batches] == [4] and lab.base.value("val.seen") == 4
+    fitting = lab.run("-b", "auto", "--no-checkpoints")
+    assert [len(images) for images in fitting.batches] == [16]  # of the 24 training images
+    assert "give a number" in lab.error("-b", "auto", "--evaluate", "--resume", "x")
 
 
 @shows("--optimizer-batch-size", "batches per optimizer step")
@@ -235,6 +238,14 @@ def clip_grad_norm(lab: Lab) -> None:
 
 
 # ---- what to run ----
+
+
+@shows("--check", "only what is tried before a training")
+def check(lab: Lab) -> None:
+    checked = lab.run("--check")
+    assert "check passed" in checked.out and not checked.workspace.exists()
+    assert "finished" in lab.base.out and "check passed" not in lab.base.out
+    assert "drop --evaluate" in lab.error("--check", "--evaluate", "--resume", "x")
 
 
 @shows("--evaluate", "one validation and nothing else")

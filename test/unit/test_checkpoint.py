@@ -185,8 +185,8 @@ ELSEWHERE = {
     "prefetch", "max_bad", "allow_bad_val", "arch", "model_config", "trt", "fused_se",
     "pretrained_weights", "jit", "device", "gpu_id", "pyamp", "cnmix", "opt_level", "fp16",
     "memory_format", "deterministic", "gpu_affinity", "dist_backend", "world_size", "addr",
-    "run_epochs", "on_divergence", "early_stopping_patience", "seeds", "optimizer", "evaluate",
-    "training_only", "topk", "workspace", "run_name", "resume", "save_checkpoints",
+    "run_epochs", "on_divergence", "early_stopping_patience", "seeds", "optimizer", "check",
+    "evaluate", "training_only", "topk", "workspace", "run_name", "resume", "save_checkpoints",
     "checkpoint_filename", "gather_checkpoints", "checkpoint_interval", "raport_file", "print_freq",
     "tensorboard",
 }  # fmt: skip
