@@ -357,7 +357,9 @@ def validate_args(args: argparse.Namespace) -> list[str]:
         at_least(option, 0)
     for option in ("--epochs", "--num-classes", "--image-size", "--val-resize", "--world-size"):
         at_least(option, 1)
-    for option in ("--batch-size", "--run-epochs", "--optimizer-batch-size", "--prof", "--iters",
+    if args.batch_size != AUTO:
+        at_least("--batch-size", 1)
+    for option in ("--run-epochs", "--optimizer-batch-size", "--prof", "--iters",
                    "--early-stopping-patience"):
         at_least(option, 1, also=-1)
     at_least("--gather-checkpoints", 0, also=-1)
