@@ -28,13 +28,13 @@ LEVELS: dict[int, set[str]] = {
         "pytorch_loader", "synthetic_loader", "fast_loader", "dali_loader",
         "resident_loader", "dataloaders", "workspace"},
     3: {"training", "validation", "epochs", "inference", "failures", "dataset_tools",
-        "data_sources", "report"},
+        "data_sources", "report", "doctor"},
     4: {"main", "classify", "checkpoint2model", "multiproc", "setup"},
 }  # fmt: skip
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 
 PACKAGE = sorted((ROOT / "image_classification").glob("*.py"))
-FOLDERS = ("fast_loader", "report")  # each counts as one module
+FOLDERS = ("fast_loader", "report", "doctor")  # each counts as one module
 for folder in FOLDERS:
     PACKAGE += sorted((ROOT / "image_classification" / folder).glob("*.py"))
 # Started with python -m.
