@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -238,6 +239,7 @@ def _add_mode_options(group: argparse._ArgumentGroup) -> None:
     add("--topk", type=int, default=5, metavar="K", help="second accuracy (default: 5)")
     add("--prof", type=int, default=-1, metavar="N",
         help="only N iterations per training epoch and validation")
+    add("--doctor", action="store_true", help="examine the machine, say what to change, and exit")
     add("--iters", type=int, default=-1, metavar="N", help="only N iterations per training epoch")
 
 
@@ -388,7 +390,7 @@ def validate_args(args: argparse.Namespace) -> list[str]:
                 f"{option} {value}: must be between {low:g} and {high:g}")
 
     synthetic = args.data_backend == "synthetic"
-    require(bool(args.data) or synthetic,
+    require(bool(args.data) or synthetic or args.doctor,
             "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic")
     require(args.data_backend != "dali-mlu",
             "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast")
@@ -877,7 +879,11 @@ def main(argv: list[str]) -> int:
     """Runs the command line; user errors become one line each and an exit code."""
     try:
         with Interruption() as interruption:
-            run(*parse_args(argv), interruption)
+            args, notes = parse_args(argv)
+            if args.doctor:
+                from image_classification.doctor.examination import examine
+                return examine(PACKAGE_ROOT, os.environ)
+            run(args, notes, interruption)
         return 0
     except UserError as error:
         return tell("main.py", error)
