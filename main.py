@@ -15,11 +15,12 @@ Torch is imported after the options have been checked.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import math
+import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -238,6 +239,7 @@ def _add_mode_options(group: argparse._ArgumentGroup) -> None:
     add("--topk", type=int, default=5, metavar="K", help="second accuracy (default: 5)")
     add("--prof", type=int, default=-1, metavar="N",
         help="only N iterations per training epoch and validation")
+    add("--doctor", action="store_true", help="examine the machine, say what to change, and exit")
     add("--iters", type=int, default=-1, metavar="N", help="only N iterations per training epoch")
 
 
@@ -346,7 +348,7 @@ def validate_args(args: argparse.Namespace) -> list[str]:
     problems = Problems(args)
     require, at_least, within = problems.require, problems.at_least, problems.within
     synthetic = args.data_backend == "synthetic"
-    require(bool(args.data) or synthetic,
+    require(bool(args.data) or synthetic or args.doctor,
             "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic")
     require(args.data_backend != "dali-mlu",
             "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast")
@@ -607,8 +609,7 @@ def run_seed(
     state, precision = open_run(
         argparse.Namespace(**vars(args)), launch, device, seed, interruption)
     args, logger = state.args, state.logger
-    tidied = tidy(state.workspace, run_files(args), always=args.check)
-    with tidied, logger, contextlib.ExitStack() as cleanup:
+    with tidy(state.workspace, run_files(args), args.check), logger, ExitStack() as cleanup:
         # ---- data and model
         splits = load_data(state)
         model = build_model(state, splits.num_classes)
@@ -638,7 +639,6 @@ def run_seed(
             trainer = build_trainer(state, model, loaders["train"])
             check_ahead(state, trainer, loaders)
             if args.check:
-                logger.message("check passed: nothing was trained, nothing was left behind")
                 return None
             trainer.forward = distributed.wrap(
                 model, launch, device, static_graph=trainer.accumulation_steps == 1)
@@ -690,8 +690,8 @@ def load_data(state: Run) -> Splits:
 
     args, data, saved = state.args, state.args.data, state.saved
     if args.data_backend == "synthetic":
-        num_classes = args.num_classes or (saved["num_classes"] if saved else 1000)
-        return data_sources.synthetic_splits(args.synthetic_size, num_classes)
+        return data_sources.synthetic_splits(
+            args.synthetic_size, args.num_classes or (saved["num_classes"] if saved else 1000))
     sample = data.removeprefix(SAMPLE_PREFIX) if _is_sample(data) else None
     splits = data_sources.load(
         data, args.dataset, train=not args.evaluate, val=not args.training_only,
@@ -736,10 +736,9 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
         args.workers = 5 if args.data_backend == "pytorch" else affinity.default_threads(
             args.gpu_affinity, launch.local_world_size, computes=not state.device.is_accelerator)
     state.logger.message(note or f"images come from the {args.data_backend} loader")
-    train_preset, val_preset = presets(args)
     bad_files = BadFileLog(state.workspace, state.logger.warning)
-    for split, index, preset in (("train", splits.train, train_preset),
-                                 ("val", splits.val, val_preset)):
+    indices = (splits.train, splits.val)
+    for split, index, preset in zip(("train", "val"), indices, presets(args), strict=True):
         if index is None or (args.evaluate if split == "train" else args.training_only):
             continue  # synthetic data has both splits in any case
         bad = BadImages(
@@ -772,9 +771,8 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
         load_weights(model, weights, args.resume, min_matched=1.0)
         messages = ["evaluating the averaged (EMA) weights"] if averaged else []
     elif args.pretrained_weights:
-        replace_head = not args.evaluate
-        loaded = load_pretrained(model, args.pretrained_weights, replace_head=replace_head)
-        messages = loaded.messages
+        messages = load_pretrained(
+            model, args.pretrained_weights, replace_head=not args.evaluate).messages
     for message in messages:
         state.logger.message(message)
     if args.sync_bn:
@@ -872,8 +870,8 @@ def build_epochs(
         trainer, validator, loaders, Progress.of(state.saved), saver=saver, about=about,
         saves=args.save_checkpoints, interval=SaveInterval.parse(args.checkpoint_interval),
         epochs=args.epochs, run_epochs=args.run_epochs, patience=args.early_stopping_patience,
-        print_freq=args.print_freq, interruption=state.interruption, beat=beat,
-        logger=state.logger, name_sample=getattr(splits.train, "path", str),
+        print_freq=args.print_freq, interruption=state.interruption, beat=beat, logger=state.logger,
+        name_sample=getattr(splits.train, "path", str),
         go_back=state.files.newest if args.on_divergence == "rollback" else None)
 
 
@@ -881,7 +879,11 @@ def main(argv: list[str]) -> int:
     """Runs the command line; user errors become one line each and an exit code."""
     try:
         with Interruption() as interruption:
-            run(*parse_args(argv), interruption)
+            args, notes = parse_args(argv)
+            if args.doctor:
+                from image_classification.doctor import examination
+                return examination.examine(PACKAGE_ROOT, os.environ)
+            run(args, notes, interruption)
         return 0
     except UserError as error:
         return tell("main.py", error)

@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -111,7 +112,7 @@ def import_torch_or_explain(wanted: str = "auto") -> ModuleType:
         reason = _one_line(error)
     except Exception as error:  # a plug-in may raise anything
         reason = _one_line(error.__cause__ or error)
-    plugins = sorted({entry.value for entry in _plugin_entry_points()})
+    plugins = sorted({entry.value for entry in plugin_entry_points()})
     if plugins and os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") == "1":
         raise UsageError(
             f"PyTorch cannot be imported with its device plug-in ({', '.join(plugins)}): {reason}; "
@@ -120,7 +121,8 @@ def import_torch_or_explain(wanted: str = "auto") -> ModuleType:
     raise UsageError(f"PyTorch is installed but cannot be imported: {reason}; reinstall it")
 
 
-def _plugin_entry_points() -> list[importlib.metadata.EntryPoint]:
+def plugin_entry_points() -> list[importlib.metadata.EntryPoint]:
+    """Return what `import torch` loads by itself: the device plug-ins that are installed."""
     return list(importlib.metadata.entry_points(group="torch.backends"))
 
 
@@ -172,10 +174,13 @@ def _why_unusable(torch: ModuleType, spec: DeviceSpec) -> str | None:
     return reason
 
 
-def available_devices() -> dict[str, str]:
-    """Ask for every device type whether it can be used here.
+def available_devices(types: Iterable[str] = DEVICE_TYPES) -> dict[str, str]:
+    """Ask for device types whether they can be used here.
 
-    Installed plug-ins are imported.
+    Installed plug-ins of these types are imported.
+
+    Args:
+        types: types of the table, by default all.
 
     Returns:
         Device type -> "ok, N devices" or what is missing.
@@ -185,8 +190,8 @@ def available_devices() -> dict[str, str]:
     """
     torch = import_torch_or_explain()
     answers = {}
-    for name, spec in DEVICE_TABLE.items():
-        problem = _why_unusable(torch, spec)
+    for name in types:
+        problem = _why_unusable(torch, DEVICE_TABLE[name])
         if problem is None:
             count = 1 if name == "cpu" else int(getattr(torch, name).device_count())
             problem = f"ok, {count} device{'s' if count != 1 else ''}"

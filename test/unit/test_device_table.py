@@ -226,7 +226,7 @@ def test_broken_plug_in_of_torch_itself_is_explained(monkeypatch: pytest.MonkeyP
 
     entry = importlib.metadata.EntryPoint("torch_npu", "torch_npu:_autoload", "torch.backends")
     monkeypatch.setattr(device_table.importlib, "import_module", fail)
-    monkeypatch.setattr(device_table, "_plugin_entry_points", lambda: [entry])
+    monkeypatch.setattr(device_table, "plugin_entry_points", lambda: [entry])
     monkeypatch.delenv("TORCH_DEVICE_BACKEND_AUTOLOAD", raising=False)
     with pytest.raises(UsageError, match=r"torch_npu:_autoload.*ImportError: no libhccl.*cpu"):
         import_torch_or_explain("npu")
@@ -256,3 +256,4 @@ def test_available_devices_answers_for_every_type(monkeypatch: pytest.MonkeyPatc
     assert answers["cpu"] == "ok, 1 device"
     assert answers["xpu"] == "ok, 3 devices"
     assert "torch_npu is not installed" in answers["npu"]
+    assert available_devices(["xpu"]) == {"xpu": "ok, 3 devices"}

@@ -19,6 +19,7 @@ from test_trainer import make_batches, make_net, make_trainer, run_epoch
 import main
 from image_classification import host_memory, preflight
 from image_classification.checkpoint_files import CheckpointFiles
+from image_classification.control_group import ControlGroup
 from image_classification.device import Device
 from image_classification.ema import ModelEma
 from image_classification.errors import CheckpointError, DeviceMemoryError
@@ -234,16 +235,17 @@ def test_auto_on_the_command_line(images: Path, tmp_path: Path, capsys: Any) -> 
 
 def test_memory_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert host_memory.peak() > 2**20
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("900\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\n")
-    monkeypatch.setattr(host_memory, "_CGROUP", tmp_path)
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(host_memory, "_MEMINFO", meminfo)
+    group = ControlGroup(memory=1000, used=600)
+    monkeypatch.setattr(host_memory, "read_control_group", lambda: group)
     assert host_memory.available() == 400
-    (tmp_path / "memory.max").write_text("max\n")
-    monkeypatch.setattr(host_memory, "_MEMINFO", tmp_path / "meminfo")
-    assert host_memory.available() is None
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  7 kB\n")
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:  7 kB\n")
+    assert host_memory.available() == 400
+    group = ControlGroup()
     assert host_memory.available() == 7 * 1024
+    meminfo.unlink()
+    assert host_memory.available() is None
 
 
 def test_the_peak_can_start_anew() -> None:
