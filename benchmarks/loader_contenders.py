@@ -292,7 +292,7 @@ class TrainingRunner:
 
     def facts(self) -> dict[str, float]:
         """The mean loss since the last call; see also `BatchRunner.facts`."""
-        sums = self._trainer._read_sums()
+        sums = self._trainer.sums.read()
         time.sleep(SETTLE_S)
         return {"loss": finite(sums.loss / max(sums.images, 1))}
 

@@ -128,7 +128,7 @@ class OurRunner:
 
     def facts(self) -> dict[str, float]:
         """Reads the mean loss since the last call, as a log line does."""
-        sums = self.trainer._read_sums()
+        sums = self.trainer.sums.read()
         return {"loss": finite(sums.loss / max(sums.images, 1))}
 
 

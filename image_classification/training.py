@@ -96,6 +96,7 @@ class Trainer:
         samples_done: Images of the current epoch used so far, over all ranks: those of whole
             optimizer steps, so that training can go on there.
         guard: Leaves out steps whose gradients are not finite.
+        sums: Of losses and hits since the last log line and in the epoch.
         rollbacks: How often the training went back to a checkpoint after a divergence.
     """
 
@@ -150,7 +151,7 @@ class Trainer:
         self._reseed = any(
             isinstance(layer, _RANDOM_LAYERS) and layer.p > 0 for layer in model.modules()
         )
-        self._sums = RunningSums(device.torch_device)
+        self.sums = RunningSums(device.torch_device)
         self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device.torch_device)
 
     def train_step(self, images: torch.Tensor, target: torch.Tensor) -> None:
@@ -171,7 +172,7 @@ class Trainer:
             # The mean over the group: each batch contributes its share.
             share = loss / self.accumulation_steps if self.accumulation_steps > 1 else loss
             self.scaler.scale(share).backward()
-        self._loss_is_finite = self._loss_is_finite & self._sums.add_batch(loss, logits, target)
+        self._loss_is_finite = self._loss_is_finite & self.sums.add_batch(loss, logits, target)
         self._micro_step = 0 if last else self._micro_step + 1
         if last:
             self._update()
@@ -224,7 +225,7 @@ class Trainer:
                 self.device.synchronize()
             at_log_line = iteration % print_freq == 0
             if at_log_line or iteration == self.num_batches:
-                interval = self._sums.read()
+                interval = self.sums.read()
             throughput.step_done(self.batch_images)
             if at_log_line:
                 row = self._metrics(interval, throughput.window_rates())
@@ -234,12 +235,12 @@ class Trainer:
                 self.samples_done = iteration * self.batch_images
                 between_steps()
         self.guard.read_all()
-        return self._metrics(self._sums.epoch, throughput.rates())
+        return self._metrics(self.sums.epoch, throughput.rates())
 
     def finish_epoch(self) -> None:
         """Goes to the start of the next epoch."""
         self.samples_done = 0
-        self._sums.start_epoch()
+        self.sums.start_epoch()
 
     def rate(self, step: int) -> float:
         """Returns the learning rate of an optimizer step."""
@@ -260,14 +261,14 @@ class Trainer:
         """
         return {
             "samples_done": self.samples_done,
-            "sums": self._sums.state(),
+            "sums": self.sums.state(),
             "state_dict": self.model.state_dict(),
             "state_dict_ema": self.ema.state() if self.ema else None,
             "optimizer": state_by_name(self.optimizer),
             "amp": self.scaler.state_dict() if self.scaler.is_enabled() else None,
             "counters": {
                 "step": self.step,
-                "skipped_steps": self._sums.skipped_steps,
+                "skipped_steps": self.sums.skipped_steps,
                 "ema_updates": self.ema.updates if self.ema else 0,
                 "rollbacks": self.rollbacks,
             },
@@ -295,7 +296,7 @@ class Trainer:
         counters = saved["counters"]
         self.step = int(counters["step"])
         self.rollbacks = int(counters.get("rollbacks", 0))
-        self._sums.skipped_steps = int(counters["skipped_steps"])
+        self.sums.skipped_steps = int(counters["skipped_steps"])
         self._load_position(saved)
         self.guard.forget()
         if self.scaler.is_enabled():
@@ -320,9 +321,9 @@ class Trainer:
                 f"is no whole number of steps of {group} images or beyond this run's epoch; use "
                 "the same --optimizer-batch-size and data, or a checkpoint of a whole epoch"
             )
-        self._sums.start_epoch()
+        self.sums.start_epoch()
         if saved.get("sums") is not None:
-            self._sums.load(saved["sums"], rank=self.rank, world_size=self.world_size)
+            self.sums.load(saved["sums"], rank=self.rank, world_size=self.world_size)
 
     def _log(
         self, row: dict[str, float | None], epoch: int, iteration: int, logger: Logger,
@@ -374,7 +375,7 @@ class Trainer:
             group["lr"] = self.rate(self.step)
         place = Place(self.step, self._epoch, self.samples_done)
         left_out, norm = self.guard.step(place, self._loss_is_finite, self.clip_grad_norm)
-        self._sums.add_step(left_out, norm)
+        self.sums.add_step(left_out, norm)
         self._loss_is_finite = torch.ones_like(self._loss_is_finite)
         self.step += 1
         if self.ema is not None:
@@ -387,7 +388,7 @@ class Trainer:
             **rates.metrics("train"),
             "train.lr": self.rate(max(self.step - 1, 0)),
             "train.grad_scale": self.scale(),
-            "train.skipped_steps": self._sums.skipped_steps,
+            "train.skipped_steps": self.sums.skipped_steps,
         }
         if self.clip_grad_norm is not None:
             row["train.grad_norm"] = sums.grad_norm

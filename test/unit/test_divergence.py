@@ -85,7 +85,7 @@ def test_so_many_in_a_row(count: int, diverged: bool) -> None:
     trainer = make_trainer(make_net(norm=False))
     run_epoch(trainer, spoil(make_batches(count, 4), *range(count)))
     assert trainer.guard.diverged == diverged
-    assert trainer._sums.skipped_steps == count
+    assert trainer.sums.skipped_steps == count
 
 
 def test_a_loss_scale_may_fall_for_a_while() -> None:
