@@ -80,7 +80,6 @@ class CheckpointFiles:
                 )
             self._prune([path, *committed])
         except (OSError, RuntimeError) as error:
-            # torch.save reports a full disk as RuntimeError
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"could not write a checkpoint in {self.folder}: {reason}; "
@@ -239,15 +238,20 @@ def load_verified(path: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 class _Hashing:
-    """A file to write to that knows the SHA-256 of what was written."""
+    """A file to write to that knows the SHA-256 of what was written, and why it could not be."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.sum = hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.sum.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -257,11 +261,21 @@ def _write(state: dict[str, Any], path: Path) -> str:
     """Writes a generation and, last, its check sum, which it returns."""
     with atomic_file(path) as file:
         hashing = _Hashing(file)
-        torch.save(state, hashing)  # type: ignore[arg-type]
-    sync_folder(path.parent)
-    digest = hashing.sum.hexdigest()
-    _write_sum(path, digest)
-    sync_folder(path.parent)
+        try:
+            torch.save(state, hashing)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            # Of a full disk torch says "unexpected pos".
+            raise hashing.failure or error from error
+    try:
+        sync_folder(path.parent)
+        digest = hashing.sum.hexdigest()
+        _write_sum(path, digest)
+        sync_folder(path.parent)
+    except OSError:
+        # Without a check sum it counts for nothing, and takes the room that the next try needs.
+        _sum_of(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise
     return digest
 
 

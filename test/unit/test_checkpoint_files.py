@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import shutil
 import stat
@@ -201,6 +203,40 @@ def test_a_failed_write_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         files.write(content(2), best=True)
     assert "\n" not in str(told.value)
     assert names(tmp_path) == {LAST} and epoch_of(tmp_path / LAST) == 1
+
+
+def test_a_full_disk_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save itself says "unexpected pos 640 vs 576"."""
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell() > 1 << 16:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(
+        checkpoint_files, "atomic_file", lambda path: contextlib.nullcontext(Full())
+    )
+    with pytest.raises(CheckpointError, match="No space left on device; the previous one"):
+        CheckpointFiles(tmp_path).write(content() | {"sums": torch.ones(1 << 18)})
+
+
+def test_a_generation_whose_check_sum_finds_no_room_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = CheckpointFiles(tmp_path)
+    files.write(content(1))
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files, "_write_sum", refuse)
+        with pytest.raises(CheckpointError, match="Disk quota exceeded"):
+            files.write(content(2))
+    assert sorted(path.name for path in (tmp_path / "generations").iterdir()) == [
+        "000001.pth.tar", "000001.pth.tar.sha256"
+    ]  # fmt: skip
 
 
 # ---- what is taken
