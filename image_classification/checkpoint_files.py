@@ -5,7 +5,8 @@
 `generations/000042.pth.tar` is written once and never changed; `000042.pth.tar.sha256` beside it,
 written last, commits it. `checkpoint.pth.tar`, `model_best.pth.tar` and the numbered checkpoints
 are further names (hard links, else copies) of such files, with check sums of their own. A crash
-leaves a generation without check sum, which counts for nothing, or a name that is one step behind.
+leaves a generation without check sum, which counts for nothing, or a name that is one step behind
+until the run goes on.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class CheckpointFiles:
         self._keep = keep
         self._generations = folder / GENERATIONS
         self._damaged: set[Path] = set()
+        # Names to give: the generation of each, and its check sum.
+        self._owed: dict[Path, tuple[Path, str]] = {}
 
     def write(self, state: dict[str, Any], *, best: bool = False, numbered: bool = False) -> None:
         """Commits a checkpoint, then gives it its names.
@@ -71,13 +74,8 @@ class CheckpointFiles:
             number = max(map(_number, self._all()), default=0) + 1
             path = self._generations / f"{number:06d}{_SUFFIX}"
             digest = _write(state, path)
-            self._name(path, digest, self.last)
-            if best:
-                self._name(path, digest, self.best)
-            if numbered and self._keep:
-                self._name(
-                    path, digest, self.folder / f"checkpoint_{state['epoch'] - 1:04d}{_SUFFIX}"
-                )
+            self._owe(path, digest, state, best=best, numbered=numbered)
+            self._give_names()
             self._prune([path, *committed])
         except (OSError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -91,8 +89,29 @@ class CheckpointFiles:
         committed = [path for path in self._all() if _sum_of(path).exists()]
         return sorted(committed, key=_number, reverse=True)
 
+    def go_on_from(self, path: Path, saved: dict[str, Any]) -> None:
+        """Looks which names a crash has withheld from the newest generation, for `sweep`.
+
+        Args:
+            path: The file that was read.
+            saved: Its content.
+        """
+        newest = next(iter(self.generations()), None)
+        if newest is None or not _is_same(path, newest):
+            return
+        done = saved["epoch"] - 1  # the epoch at whose end it was saved, if it was
+        at_end = saved.get("phase", "train") == "train" and not saved.get("samples_done")
+        best = at_end and saved["best_epoch"] == done >= 0
+        self._owe(newest, _read_sum(newest) or "", saved, best=best, numbered=at_end and done >= 0)
+        for name in [name for name in self._owed if _sum_of(name).exists()]:
+            if _is_same(name, newest):
+                del self._owed[name]
+
     def sweep(self) -> None:
-        """Removes what a process that was killed left half written; for the one that writes."""
+        """Brings to its end what a process that was killed left half done; for the one that writes.
+
+        What is half written goes, and the names that are missing are given.
+        """
         with contextlib.suppress(OSError):
             for folder in (self.folder, self._generations):
                 for path in folder.glob(f".*{_SUFFIX}*.tmp"):
@@ -100,6 +119,7 @@ class CheckpointFiles:
             for path in self._all():
                 if not _sum_of(path).exists():
                     path.unlink()
+            self._give_names()
 
     def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """Reads the checkpoint from which `--resume auto` goes on.
@@ -127,6 +147,7 @@ class CheckpointFiles:
                 continue
             for reason in skipped:
                 say(f"{reason}; --resume auto takes {path} instead (epochs done: {saved['epoch']})")
+            self.go_on_from(path, saved)
             return saved
         if not candidates:
             return None
@@ -161,6 +182,22 @@ class CheckpointFiles:
         numbers = sorted(((int(m[1]), path) for m, path in found if m), reverse=True)
         return [path for _, path in numbers]
 
+    def _owe(
+        self, generation: Path, digest: str, state: dict[str, Any], *, best: bool, numbered: bool
+    ) -> None:
+        names = [self.last]
+        if best:
+            names.append(self.best)
+        if numbered and self._keep:
+            names.append(self.folder / f"checkpoint_{state['epoch'] - 1:04d}{_SUFFIX}")
+        self._owed |= dict.fromkeys(names, (generation, digest))
+
+    def _give_names(self) -> None:
+        """Gives the names that are due; one that fails stays due for the next save."""
+        for name, (generation, digest) in list(self._owed.items()):
+            self._name(generation, digest, name)
+            del self._owed[name]
+
     def _name(self, generation: Path, digest: str, target: Path) -> None:
         """Lets a name stand for a generation: at any moment with the right check sum or none."""
         _sum_of(target).unlink(missing_ok=True)
@@ -173,6 +210,7 @@ class CheckpointFiles:
                 shutil.copyfileobj(source, copy, _BLOCK)
         else:
             os.replace(temporary, target)
+            temporary.unlink(missing_ok=True)  # a rename onto a link to the same file does nothing
         _write_sum(target, digest)
         sync_folder(self.folder)
 
@@ -209,7 +247,11 @@ def load_resume(
     """
     if wanted is None:
         return None
-    saved = files.newest(say) if wanted == "auto" else load_verified(Path(wanted), say)
+    if wanted == "auto":
+        saved = files.newest(say)
+    else:
+        saved = load_verified(Path(wanted), say)
+        files.go_on_from(Path(wanted), saved)
     if saved is not None and arch not in (None, saved["arch"]):
         raise CheckpointError(
             f"{files.folder if wanted == 'auto' else wanted} holds a {saved['arch']}, --arch asks "

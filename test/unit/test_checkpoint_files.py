@@ -172,7 +172,7 @@ def test_a_save_that_ends_anywhere_leaves_a_valid_checkpoint(
         with monkeypatch.context() as patch:
             stop_at(count, crash, patch)
             try:
-                files.write(content(2), best=True, numbered=True)
+                files.write(content(2) | {"best_epoch": 1}, best=True, numbered=True)
             except (Crash, CheckpointError):
                 pass
         saved, lines = resume(folder)
@@ -181,11 +181,43 @@ def test_a_save_that_ends_anywhere_leaves_a_valid_checkpoint(
         for name in names(folder):  # every name stands for a whole checkpoint at any time
             checkpoint_files.load_verified(folder / name, lines.append)
         again = CheckpointFiles(folder, keep=1)
+        load_resume("auto", again, arch=None)
         again.sweep()
+        assert {epoch_of(folder / name) for name in (LAST, BEST)} == {saved["epoch"]}, count
+        assert (folder / f"checkpoint_{saved['epoch'] - 1:04d}.pth.tar.sha256").exists(), count
         again.write(content(3), best=True, numbered=True)
         assert names(folder) == {LAST, BEST, "checkpoint_0002.pth.tar"}
         assert list(folder.rglob(".*")) == [] and resume(folder)[0]["epoch"] == 3  # type: ignore[index]
     assert epochs == {1, 2}
+
+
+def test_a_name_that_could_not_be_given_comes_with_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = CheckpointFiles(tmp_path)
+    files.write(content(1), best=True)
+    with monkeypatch.context() as patch:
+        stop_at(14, OSError(errno.EIO, "Input/output error"), patch)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            files.write(content(2), best=True)
+    assert epoch_of(tmp_path / BEST) == 1
+    files.write(content(3))
+    assert epoch_of(tmp_path / LAST) == 3 and epoch_of(tmp_path / BEST) == 2
+
+
+@pytest.mark.parametrize(
+    "place", [{"samples_done": 8}, {"phase": "validate"}, {"best_epoch": 0}, {"epoch": 0}]
+)
+def test_only_the_checkpoint_of_the_best_epochs_end_becomes_the_best(
+    tmp_path: Path, place: dict[str, Any]
+) -> None:
+    files = CheckpointFiles(tmp_path)
+    files.write(content(1), best=True)
+    files.write(content(2) | {"best_epoch": min(1, place.get("epoch", 2) - 1)} | place)
+    again = CheckpointFiles(tmp_path)
+    load_resume("auto", again, arch=None)
+    again.sweep()
+    assert epoch_of(tmp_path / BEST) == 1
 
 
 def test_a_failed_write_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
