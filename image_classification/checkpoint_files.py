@@ -112,13 +112,13 @@ class CheckpointFiles:
 
         What is half written goes, and the names that are missing are given.
         """
+        for folder in (self.folder, self._generations):
+            for path in folder.glob(f".*{_SUFFIX}*.tmp"):
+                _remove(path)
+        for path in self._all():
+            if not _sum_of(path).exists():
+                _remove(path)
         with contextlib.suppress(OSError):
-            for folder in (self.folder, self._generations):
-                for path in folder.glob(f".*{_SUFFIX}*.tmp"):
-                    path.unlink()
-            for path in self._all():
-                if not _sum_of(path).exists():
-                    path.unlink()
             self._give_names()
 
     def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -162,7 +162,8 @@ class CheckpointFiles:
         # A link whose target is gone is a file that cannot be read, not an empty workspace.
         last = [self.last] if os.path.lexists(self.last) else []
         if last and not any(_is_same(self.last, path) for path in generations):
-            newest = max((path.stat().st_mtime_ns for path in generations), default=0)
+            there = (path for path in generations if path.exists())
+            newest = max((path.stat().st_mtime_ns for path in there), default=0)
             if not self.last.exists() or self.last.stat().st_mtime_ns >= newest:
                 yield self.last
         yield from generations
@@ -219,8 +220,8 @@ class CheckpointFiles:
         numbered = self._numbered()[self._keep :] if self._keep > 0 else []
         for path in [*set(generations).difference(valid[:KEPT]), *numbered]:
             # The check sum goes first, so that no half-removed generation counts.
-            _sum_of(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            _remove(_sum_of(path))
+            _remove(path)
 
 
 def load_resume(
@@ -315,8 +316,8 @@ def _write(state: dict[str, Any], path: Path) -> str:
         sync_folder(path.parent)
     except OSError:
         # Without a check sum it counts for nothing, and takes the room that the next try needs.
-        _sum_of(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        _remove(_sum_of(path))
+        _remove(path)
         raise
     return digest
 
@@ -327,6 +328,12 @@ def _number(generation: Path) -> int:
 
 def _sum_of(path: Path) -> Path:
     return path.with_name(path.name + _SUM_SUFFIX)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file if that can be done: one that stays takes room and no more."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _write_sum(path: Path, digest: str) -> None:

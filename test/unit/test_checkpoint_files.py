@@ -319,6 +319,22 @@ def test_damaged_generations_make_room_for_valid_ones(run: Path) -> None:
     assert [path.name for path in files.generations()] == ["000006.pth.tar", "000004.pth.tar"]
 
 
+def test_what_is_no_file_hinders_nothing(run: Path) -> None:
+    """In the place of a generation: a link to nowhere, a folder."""
+    newest = run / "generations/000005.pth.tar"
+    newest.unlink()
+    newest.symlink_to("gone")
+    (run / LAST).unlink()
+    saved, (line,) = resume(run)
+    assert saved is not None and saved["epoch"] == 4 and "No such file" in line
+    newest.unlink()
+    newest.mkdir()
+    files = CheckpointFiles(run)
+    assert files.newest(lambda line: None) is not None
+    files.write(content(6))
+    assert [path.name for path in files.generations()] == ["000006.pth.tar", "000004.pth.tar"]
+
+
 def test_without_generations_the_other_names_serve(run: Path) -> None:
     shutil.rmtree(run / "generations")
     assert resume(run)[0]["epoch"] == 5  # type: ignore[index]
