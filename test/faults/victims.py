@@ -48,12 +48,13 @@ class Victim:
         launcher_options: Of multiproc.py.
         sabotage: A fault that one rank causes itself, see saboteur.py.
         saves: Saves that fail, see saboteur.py.
+        env: Environment, where it is not the usual one.
         batch: Images per step.
     """
 
     def __init__(
         self, *arguments: Any, ranks: int = 1, launcher_options: tuple[Any, ...] = (),
-        sabotage: str = "", saves: str = "", batch: int = 4,
+        sabotage: str = "", saves: str = "", env: dict[str, str] | None = None, batch: int = 4,
     ) -> None:  # fmt: skip
         launcher = [ROOT / "multiproc.py", "--nproc_per_node", ranks, *launcher_options]
         faults = {"SABOTAGE": sabotage, "SABOTAGE_SAVES": saves}
@@ -62,7 +63,8 @@ class Victim:
         command = [*(launcher if ranks > 1 or launcher_options else []), script]
         self.process = subprocess.Popen(
             [sys.executable, *map(str, [*command, *arguments, "-b", batch // ranks])],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(**extra),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**(env or environment()), **extra},
             start_new_session=True,
             # A shell that runs the tests in the background makes them ignore SIGINT.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
