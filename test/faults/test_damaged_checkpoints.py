@@ -15,14 +15,10 @@ from pathlib import Path
 import pytest
 from record import record
 from runs import checkpoint, run_main, same, write_images
-from victims import Victim, differences, on_request, run_here, whole
+from victims import BATCH, SMALL, Victim, differences, on_request, run_here, whole
 
 from image_classification.checkpoint_files import CheckpointFiles, load_resume
 
-# Two epochs of three steps, a checkpoint after each.
-SMALL = ("--arch", "resnet18", "--image-size", "32", "-j", "0", "--device", "cpu", "-p", "1",
-         "--lr", "0.01", "--seed", "7", "--epochs", "2")  # fmt: skip
-BATCH = ("-b", "8")
 LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
 

@@ -18,15 +18,21 @@ import pytest
 from record import record
 from runs import ROOT, checkpoint, environment, run_main, same, write_images
 from saboteur import spoiled_saves
-from victims import Victim, differences, is_running, on_request, run_here, wait_until, whole
+from victims import (
+    BATCH,
+    SMALL,
+    Victim,
+    differences,
+    is_running,
+    on_request,
+    run_here,
+    wait_until,
+    whole,
+)
 
 from image_classification import saver
 from image_classification.checkpoint_files import load_verified
 
-# Two epochs of three steps; a checkpoint of 90 MB after each.
-SMALL = ("--arch", "resnet18", "--image-size", "32", "-j", "0", "--device", "cpu", "-p", "1",
-         "--lr", "0.01", "--seed", "7", "--epochs", "2", "--mixup", "0.2")  # fmt: skip
-BATCH = ("-b", "8")
 FOREVER = 10**6
 TRIES = 1 + len(saver._PATIENCE)
 
@@ -139,7 +145,8 @@ def test_no_file_may_grow_from_the_start(images: Path, straight: Path, workspace
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
 
-    command = [sys.executable, ROOT / "main.py", images, *SMALL, *BATCH, "--workspace", workspace]
+    run = (images, *SMALL, *BATCH, "--workspace", workspace)
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, run)]
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, preexec_fn=limit, timeout=200
     )

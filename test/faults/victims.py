@@ -27,6 +27,12 @@ STATEFUL = ("--arch", "resnet18", "--image-size", 32, "-j", 0, "--device", "cpu"
             "--label-smoothing", 0.1, "--epochs", 2)  # fmt: skip
 
 
+# The least that is a run: two epochs of three steps, a checkpoint of 90 MB after each.
+SMALL = ("--arch", "resnet18", "--image-size", 32, "-j", 0, "--device", "cpu", "-p", 1,
+         "--lr", 0.01, "--seed", 7, "--epochs", 2, "--mixup", 0.2)  # fmt: skip
+BATCH = ("-b", 8)
+
+
 #: What runs with FAULTS=all only: the others show the same in a few minutes.
 on_request = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="FAULTS=all runs it")
 
