@@ -24,6 +24,9 @@ INTERPOLATIONS = ("bilinear", "bicubic", "triangular")
 POLICIES = ("autoaugment",)
 
 CROP_ATTEMPTS = 10
+# What a file may ask for: no network sees images of that size, and memory is not endless.
+_MAX_SIDE = 1 << 14
+_SIZES = ("image_size", "resize_size", "padding")
 
 # Each kind of draw has its own numbers. A crop attempt uses four: area, ratio, top, left.
 _DRAW_CROP = 0
@@ -273,7 +276,10 @@ class _Preset:
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(values) - known):
             raise ValueError(f"{cls.__name__}: unknown keys {unknown}, known are {sorted(known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        preset = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        if max(values.get(name, 0) for name in _SIZES) > _MAX_SIDE:
+            raise ValueError(f"{cls.__name__}: more than {_MAX_SIDE} pixels")
+        return preset
 
     def _check_size(self, name: str) -> None:
         value = getattr(self, name)

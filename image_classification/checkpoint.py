@@ -24,7 +24,7 @@ from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPres
 from image_classification.data_index import printable
 from image_classification.errors import CheckpointError
 from image_classification.optimizers import OPTIMIZERS
-from image_classification.safe_load import load_tensors
+from image_classification.safe_load import is_plain_tensor, load_tensors
 from models import model_names
 
 FORMAT = 1
@@ -224,18 +224,9 @@ def _is_preprocessing(value: Any, _: dict[str, Any]) -> bool:
     )
 
 
-def _is_dense(value: Any) -> bool:
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout is torch.strided
-        and not value.is_quantized
-        and value.device.type == "cpu"
-    )
-
-
 def _is_weights(value: Any, _: Any = None) -> bool:
     return isinstance(value, dict) and bool(value) and all(
-        isinstance(name, str) and _is_dense(entry) for name, entry in value.items()
+        isinstance(name, str) and is_plain_tensor(entry) for name, entry in value.items()
     )  # fmt: skip
 
 
@@ -257,10 +248,10 @@ def _is_optimizer_state(value: Any, state: dict[str, Any]) -> bool:
 
     def fits(name: str, buffer: Any, weight: torch.Tensor) -> bool:
         if name == "step":
-            return _is_number(buffer) or (_is_dense(buffer) and buffer.numel() == 1)
+            return _is_number(buffer) or (is_plain_tensor(buffer) and buffer.numel() == 1)
         if buffer is None:  # sgd without momentum
             return name not in needed
-        return _is_dense(buffer) and buffer.shape == weight.shape
+        return is_plain_tensor(buffer) and buffer.shape == weight.shape
 
     return isinstance(value, dict) and all(
         isinstance(buffers, dict)
@@ -278,14 +269,26 @@ def _is_row(value: Any, _: dict[str, Any]) -> bool:
 
 
 def _is_sums(value: Any, _: dict[str, Any]) -> bool:
+    """Loss sums and gradient norms may overflow in a step that is skipped, counts may not."""
     rows = [value["epoch"], *value["ranks"]]
     lengths = [len(row) for row in rows]
-    numbers = all(type(entry) in (int, float) for row in rows for entry in row)
-    return bool(value["ranks"]) and lengths == [4] + [5] * (len(rows) - 1) and numbers
+    counts = [*value["epoch"][1:3], *(row[place] for row in value["ranks"] for place in (1, 2, 4))]
+    return (
+        bool(value["ranks"])
+        and lengths == [4] + [5] * (len(rows) - 1)
+        and all(type(entry) is float or _is_count(entry, 2**53) for row in rows for entry in row)
+        and all(0 <= count <= 2**53 for count in counts)
+    )
 
 
 def _is_scaler_state(value: Any, _: dict[str, Any]) -> bool:
-    return not value or (all(_is_number(value[key]) for key in _SCALER) and value["scale"] > 0)
+    if not value:
+        return True
+    factors = [value[key] for key in ("scale", "growth_factor", "backoff_factor")]
+    counts = [value[key] for key in ("growth_interval", "_growth_tracker")]
+    return all(_is_number(factor) and 0 < factor < 1e38 for factor in factors) and all(
+        _is_count(count, 2**31 - 1) for count in counts
+    )
 
 
 # Key -> check of (its value, the whole checkpoint) and what is expected. A check may rely on those

@@ -5,7 +5,8 @@
 `generations/000042.pth.tar` is written once and never changed; `000042.pth.tar.sha256` beside it,
 written last, commits it. `checkpoint.pth.tar`, `model_best.pth.tar` and the numbered checkpoints
 are further names (hard links, else copies) of such files, with check sums of their own. A crash
-leaves a generation without check sum, which counts for nothing, or a name that is one step behind.
+leaves a generation without check sum, which counts for nothing, or a name that is one step behind
+until the run goes on.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class CheckpointFiles:
         self._keep = keep
         self._generations = folder / GENERATIONS
         self._damaged: set[Path] = set()
+        # Names to give: the generation of each, and its check sum.
+        self._owed: dict[Path, tuple[Path, str]] = {}
 
     def write(self, state: dict[str, Any], *, best: bool = False, numbered: bool = False) -> None:
         """Commits a checkpoint, then gives it its names.
@@ -71,15 +74,10 @@ class CheckpointFiles:
             number = max(map(_number, self._all()), default=0) + 1
             path = self._generations / f"{number:06d}{_SUFFIX}"
             digest = _write(state, path)
-            self._name(path, digest, self.last)
-            if best:
-                self._name(path, digest, self.best)
-            if numbered and self._keep:
-                self._name(
-                    path, digest, self.folder / f"checkpoint_{state['epoch'] - 1:04d}{_SUFFIX}"
-                )
+            self._owe(path, digest, state, best=best, numbered=numbered)
+            self._give_names()
             self._prune([path, *committed])
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        except (OSError, RuntimeError) as error:
             raise self._not_written(error) from error
 
     def try_writing(self, state: dict[str, Any]) -> int:
@@ -91,21 +89,18 @@ class CheckpointFiles:
         Raises:
             CheckpointError: It could not be written.
         """
+        path = self.folder / f".trial{_SUFFIX}"
         try:
-            with contextlib.suppress(_Tried), atomic_file(self.last) as file:
-                torch.save(state, _Hashing(file))  # type: ignore[arg-type]
-                size = file.tell()
-                file.flush()
-                os.fsync(file.fileno())
-                raise _Tried
-            return size
+            _write(state, path)
+            return path.stat().st_size
         except (OSError, RuntimeError) as error:
             raise self._not_written(error) from error
+        finally:
+            _remove(_sum_of(path))
+            _remove(path)
 
     def _not_written(self, error: Exception) -> CheckpointError:
-        # torch.save hides what went wrong behind "unexpected pos".
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         return CheckpointError(
             f"could not write a checkpoint in {self.folder}: {reason}; "
             "the previous one is intact; free disk space or choose another --workspace"
@@ -127,15 +122,37 @@ class CheckpointFiles:
         committed = [path for path in self._all() if _sum_of(path).exists()]
         return sorted(committed, key=_number, reverse=True)
 
+    def go_on_from(self, path: Path, saved: dict[str, Any]) -> None:
+        """Looks which names a crash has withheld from the newest generation, for `sweep`.
+
+        Args:
+            path: The file that was read.
+            saved: Its content.
+        """
+        newest = next(iter(self.generations()), None)
+        if newest is None or not _is_same(path, newest):
+            return
+        done = saved["epoch"] - 1  # the epoch at whose end it was saved, if it was
+        at_end = saved.get("phase", "train") == "train" and not saved.get("samples_done")
+        best = at_end and saved["best_epoch"] == done >= 0
+        self._owe(newest, _read_sum(newest) or "", saved, best=best, numbered=at_end and done >= 0)
+        for name in [name for name in self._owed if _sum_of(name).exists()]:
+            if _is_same(name, newest):
+                del self._owed[name]
+
     def sweep(self) -> None:
-        """Removes what a process that was killed left half written; for the one that writes."""
+        """Brings to its end what a process that was killed left half done; for the one that writes.
+
+        What is half written goes, and the names that are missing are given.
+        """
+        for folder in (self.folder, self._generations):
+            for path in folder.glob(f".*{_SUFFIX}*"):
+                _remove(path)
+        for path in self._all():
+            if not _sum_of(path).exists():
+                _remove(path)
         with contextlib.suppress(OSError):
-            for folder in (self.folder, self._generations):
-                for path in folder.glob(f".*{_SUFFIX}*.tmp"):
-                    path.unlink()
-            for path in self._all():
-                if not _sum_of(path).exists():
-                    path.unlink()
+            self._give_names()
 
     def newest(
         self, say: Callable[[str], None], until: int | None = None
@@ -168,8 +185,9 @@ class CheckpointFiles:
                 continue
             for reason in skipped:
                 say(f"{reason}; --resume auto takes {path} instead (epochs done: {saved['epoch']})")
+            self.go_on_from(path, saved)
             return saved
-        if not skipped:
+        if not skipped or until is not None:
             return None
         names = [str(path.relative_to(self.folder)) for path in candidates]
         raise CheckpointError(
@@ -182,7 +200,8 @@ class CheckpointFiles:
         # A link whose target is gone is a file that cannot be read, not an empty workspace.
         last = [self.last] if os.path.lexists(self.last) else []
         if last and not any(_is_same(self.last, path) for path in generations):
-            newest = max((path.stat().st_mtime_ns for path in generations), default=0)
+            there = (path for path in generations if path.exists())
+            newest = max((path.stat().st_mtime_ns for path in there), default=0)
             if not self.last.exists() or self.last.stat().st_mtime_ns >= newest:
                 yield self.last
         yield from generations
@@ -202,6 +221,22 @@ class CheckpointFiles:
         numbers = sorted(((int(m[1]), path) for m, path in found if m), reverse=True)
         return [path for _, path in numbers]
 
+    def _owe(
+        self, generation: Path, digest: str, state: dict[str, Any], *, best: bool, numbered: bool
+    ) -> None:
+        names = [self.last]
+        if best:
+            names.append(self.best)
+        if numbered and self._keep:
+            names.append(self.folder / f"checkpoint_{state['epoch'] - 1:04d}{_SUFFIX}")
+        self._owed |= dict.fromkeys(names, (generation, digest))
+
+    def _give_names(self) -> None:
+        """Gives the names that are due; one that fails stays due for the next save."""
+        for name, (generation, digest) in list(self._owed.items()):
+            self._name(generation, digest, name)
+            del self._owed[name]
+
     def _name(self, generation: Path, digest: str, target: Path) -> None:
         """Lets a name stand for a generation: at any moment with the right check sum or none."""
         _sum_of(target).unlink(missing_ok=True)
@@ -214,6 +249,7 @@ class CheckpointFiles:
                 shutil.copyfileobj(source, copy, _BLOCK)
         else:
             os.replace(temporary, target)
+            temporary.unlink(missing_ok=True)  # a rename onto a link to the same file does nothing
         _write_sum(target, digest)
         sync_folder(self.folder)
 
@@ -222,8 +258,8 @@ class CheckpointFiles:
         numbered = self._numbered()[self._keep :] if self._keep > 0 else []
         for path in [*set(generations).difference(valid[:KEPT]), *numbered]:
             # The check sum goes first, so that no half-removed generation counts.
-            _sum_of(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            _remove(_sum_of(path))
+            _remove(path)
 
 
 def load_resume(
@@ -250,7 +286,11 @@ def load_resume(
     """
     if wanted is None:
         return None
-    saved = files.newest(say) if wanted == "auto" else load_verified(Path(wanted), say)
+    if wanted == "auto":
+        saved = files.newest(say)
+    else:
+        saved = load_verified(Path(wanted), say)
+        files.go_on_from(Path(wanted), saved)
     if saved is not None and arch not in (None, saved["arch"]):
         raise CheckpointError(
             f"{files.folder if wanted == 'auto' else wanted} holds a {saved['arch']}, --arch asks "
@@ -278,20 +318,21 @@ def load_verified(path: Path, say: Callable[[str], None]) -> dict[str, Any]:
     return checkpoint.load(path)
 
 
-class _Tried(Exception):
-    """Ends a trial before the file takes its name."""
-
-
 class _Hashing:
-    """A file to write to that knows the SHA-256 of what was written."""
+    """A file to write to that knows the SHA-256 of what was written, and why it could not be."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.sum = hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.sum.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -301,11 +342,21 @@ def _write(state: dict[str, Any], path: Path) -> str:
     """Writes a generation and, last, its check sum, which it returns."""
     with atomic_file(path) as file:
         hashing = _Hashing(file)
-        torch.save(state, hashing)  # type: ignore[arg-type]
-    sync_folder(path.parent)
-    digest = hashing.sum.hexdigest()
-    _write_sum(path, digest)
-    sync_folder(path.parent)
+        try:
+            torch.save(state, hashing)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            # Of a full disk torch says "unexpected pos".
+            raise hashing.failure or error from error
+    try:
+        sync_folder(path.parent)
+        digest = hashing.sum.hexdigest()
+        _write_sum(path, digest)
+        sync_folder(path.parent)
+    except OSError:
+        # Without a check sum it counts for nothing, and takes the room that the next try needs.
+        _remove(_sum_of(path))
+        _remove(path)
+        raise
     return digest
 
 
@@ -315,6 +366,12 @@ def _number(generation: Path) -> int:
 
 def _sum_of(path: Path) -> Path:
     return path.with_name(path.name + _SUM_SUFFIX)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file if that can be done: one that stays takes room and no more."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _write_sum(path: Path, digest: str) -> None:

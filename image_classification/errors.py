@@ -18,9 +18,13 @@ class UserError(Exception):
 
 
 def tell(program: str, error: UserError) -> int:
-    """Print an error, a line for each problem, and return its exit code."""
+    """Print an error, a line for each problem, and return its exit code.
+
+    A line may quote a file: nothing in it can steer the reader's terminal.
+    """
     for line in str(error).splitlines():
-        sys.stderr.write(f"{program}: error: {line}\n")
+        clean = "".join(letter if letter.isprintable() else "?" for letter in line)
+        sys.stderr.write(f"{program}: error: {clean}\n")
     return error.exit_code
 
 

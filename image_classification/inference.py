@@ -270,7 +270,9 @@ def load_classifier(
 def _choose_arch(saved: object, wanted: str | None, source: str) -> str:
     if isinstance(saved, str):
         if wanted not in (None, saved):
-            raise CheckpointError(f"{source} holds a {saved}, not a {wanted}; drop --arch")
+            raise CheckpointError(
+                f"{source} holds a {printable(saved, 60)}, not a {wanted}; drop --arch"
+            )
         return saved
     if wanted is None:
         raise UsageError(f"{source} does not say which network it is for; add --arch NAME")
@@ -291,7 +293,7 @@ def _build(
         return create_model(arch, weight.shape[0], **(options or {})), weight.shape[0]
     except (TypeError, UsageError) as error:
         raise CheckpointError(
-            f"{source} has model_options that {arch} does not take ({error}); "
+            f"{source} has model_options that {arch} does not take ({printable(str(error))}); "
             "was it written by another version?"
         ) from error
 
@@ -318,7 +320,7 @@ def _choose_preset(
         try:
             preset = EvalPreset.from_dict(dict(saved["val"]))
         except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{source}: {error}") from error
+            raise CheckpointError(f"{source}: {printable(str(error))}") from error
     else:
         size = find_arch(arch).image_size
         preset = EvalPreset(size, size + 32)

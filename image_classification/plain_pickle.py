@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classification.data_index import printable
 from image_classification.errors import DataError
 
 
@@ -55,7 +56,15 @@ _NAMES: dict[tuple[str, str], Any] = {
 }
 
 
-class _PlainUnpickler(pickle.Unpickler):
+# The reader in Python: that in C sets up a table as long as the pickle says, and so takes 4 GB for
+# ten bytes. Byte arrays, which plain data lack, are made as long as the pickle says here too.
+class _PlainUnpickler(pickle._Unpickler):
+    dispatch = {  # noqa: RUF012
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code != pickle.BYTEARRAY8[0]
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         """Only what stands in the table."""
         if (module, name) not in _NAMES:
@@ -83,8 +92,8 @@ def load_plain_pickle(content: bytes, name: str) -> dict[str, Any]:
     try:
         loaded = _PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name} cannot be read: {reason[:200]}; get the file again") from error
+        reason = printable(" ".join(str(error).split()), 200) or type(error).__name__
+        raise DataError(f"{name} cannot be read: {reason}; get the file again") from error
     if not isinstance(loaded, dict):
         raise DataError(f"{name} holds no dictionary; get the file again")
     return {_text(key): _value(value) for key, value in loaded.items()}

@@ -13,11 +13,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
+from image_classification.data_index import printable
 from image_classification.errors import CheckpointError
-from image_classification.safe_load import load_tensors
+from image_classification.safe_load import is_plain_tensor, load_tensors
 
 # Where a checkpoint keeps its weights: this package's and NVIDIA's key, torchvision's key.
 _KEYS = ("state_dict", "model")
@@ -102,9 +102,11 @@ def extract_state_dict(
                 f"no weights in {source!r}: entry {str(name)[:60]!r} is a {type(value).__name__}, "
                 "not a tensor"
             )
-        dense = value.layout is torch.strided and not value.is_quantized
-        if not dense or value.device.type != "cpu":
-            raise CheckpointError(f"no usable weights in {source!r}: {name!r} is not dense")
+        if not is_plain_tensor(value):
+            raise CheckpointError(
+                f"no usable weights in {source!r}: {printable(name, 60)!r} is not dense, or not of "
+                "ordinary numbers"
+            )
         state[_standard_name(name)] = value
     if not state:
         raise CheckpointError(f"no weights in {source!r}: it is empty")
@@ -282,4 +284,4 @@ def _is_counter(name: str) -> bool:
 def _some(names: list[str]) -> str:
     """The first names and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "nothing") + more
+    return (", ".join(printable(name, 60) for name in names[:3]) or "nothing") + more

@@ -36,7 +36,22 @@ _FOREIGN = {
     b"\x89HDF": "an HDF5 file of another framework",
     b"\x08": "an ONNX or protobuf file, which holds no training weights",
 }
+# Kinds of numbers with which a network can compute; others, such as 4 bits, lack the operations.
+_NUMBERS = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
+}  # fmt: skip
 _CURE = "save tensors and plain values alone: torch.save(model.state_dict(), PATH)"
+
+
+def is_plain_tensor(value: object) -> bool:
+    """Whether something from a file is a dense CPU tensor of ordinary numbers."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and value.dtype in _NUMBERS
+    )
 
 
 def load_tensors(path: str | os.PathLike[str]) -> object:

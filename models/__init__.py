@@ -77,7 +77,7 @@ def find_arch(name: str) -> Arch:
     # Other packages write the same networks as resnext101_32x4d or ResNet50.
     near = difflib.get_close_matches(name.lower().replace("_", "-"), ARCHS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UsageError(f"unknown network {name!r}{hint} (known: {', '.join(ARCHS)})")
+    raise UsageError(f"unknown network {name[:60]!r}{hint} (known: {', '.join(ARCHS)})")
 
 
 def create_model(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:

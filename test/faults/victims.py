@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import ROOT, checkpoint, environment, same
+
+import main
 
 # Everything that carries state from step to step; 6 optimizer steps per epoch of write_images's 16
 # training images per class, two validations per epoch.
@@ -22,6 +25,12 @@ STATEFUL = ("--arch", "resnet18", "--image-size", 32, "-j", 0, "--device", "cpu"
             "--lr", 0.01, "--seed", 7, "--use-ema", 0.9, "--mixup", 0.2, "--dropout", 0.2,
             "--optimizer-batch-size", 8, "--lr-schedule", "cosine", "--warmup", 1,
             "--label-smoothing", 0.1, "--epochs", 2)  # fmt: skip
+
+
+# The least that is a run: two epochs of three steps, a checkpoint of 90 MB after each.
+SMALL = ("--arch", "resnet18", "--image-size", 32, "-j", 0, "--device", "cpu", "-p", 1,
+         "--lr", 0.01, "--seed", 7, "--epochs", 2, "--mixup", 0.2)  # fmt: skip
+BATCH = ("-b", 8)
 
 
 #: What runs with FAULTS=all only: the others show the same in a few minutes.
@@ -40,23 +49,28 @@ class Victim:
     """A run of main.py, under multiproc.py for several ranks.
 
     Args:
-        arguments: Of main.py; `-b` is added, so that all ranks together have 4 images per batch.
+        arguments: Of main.py; `-b` is added for `batch` images over all ranks.
         ranks: Number of processes.
         launcher_options: Of multiproc.py.
         sabotage: A fault that one rank causes itself, see saboteur.py.
+        saves: Saves that fail, see saboteur.py.
+        env: Environment, where it is not the usual one.
+        batch: Images per step.
     """
 
     def __init__(
         self, *arguments: Any, ranks: int = 1, launcher_options: tuple[Any, ...] = (),
-        sabotage: str = "",
+        sabotage: str = "", saves: str = "", env: dict[str, str] | None = None, batch: int = 4,
     ) -> None:  # fmt: skip
         launcher = [ROOT / "multiproc.py", "--nproc_per_node", ranks, *launcher_options]
-        script = Path(__file__).with_name("saboteur.py") if sabotage else ROOT / "main.py"
+        faults = {"SABOTAGE": sabotage, "SABOTAGE_SAVES": saves}
+        extra = {name: value for name, value in faults.items() if value}
+        script = Path(__file__).with_name("saboteur.py") if extra else ROOT / "main.py"
         command = [*(launcher if ranks > 1 or launcher_options else []), script]
-        extra = {"SABOTAGE": sabotage} if sabotage else {}
         self.process = subprocess.Popen(
-            [sys.executable, *map(str, [*command, *arguments, "-b", 4 // ranks])],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(**extra),
+            [sys.executable, *map(str, [*command, *arguments, "-b", batch // ranks])],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**(env or environment()), **extra},
             start_new_session=True,
             # A shell that runs the tests in the background makes them ignore SIGINT.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -85,6 +99,16 @@ class Victim:
             if value_of(pid, "RANK") == str(rank):
                 return pid
         return self.process.pid
+
+
+def run_here(*arguments: Any) -> int:
+    """main.py in this process, on one thread as elsewhere; returns its exit code."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return main.main([str(argument) for argument in arguments])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def members(session: int) -> list[int]:

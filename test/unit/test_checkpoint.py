@@ -72,7 +72,8 @@ HOSTILE: dict[str, list[Any]] = {
         None, {}, ENDLESS, {"val": {}}, {"train": {}, "val": None},
         *({"train": {}, "val": bad} for bad in ({"image_size": 0}, {"image_size": 2.0}, {"a": 0})),
         *({"train": {name: bad}, "val": {}} for name, bad in (
-            ("scale", 1), ("scale", [math.nan, 1]), ("interpolation", "nearest"), ("flip", "x"))),
+            ("scale", 1), ("scale", [math.nan, 1]), ("interpolation", "nearest"), ("flip", "x"),
+            ("image_size", 2**31))),
     ],
     "config": [
         {}, None, ENDLESS, {"optimizer": "lion"}, {"optimizer": ["sgd"]},
@@ -86,14 +87,21 @@ HOSTILE: dict[str, list[Any]] = {
     "counters": [{}, None, 3, {"step": 3}, COUNTERS | {"step": -1}, COUNTERS | {"step": 1.5}],
     "state_dict": [
         {}, None, torch.ones(4), {"w": [1.0]}, {1: torch.ones(4)}, {"w": torch.ones(4).to_sparse()},
-        {"w": torch.ones(4, device="meta")},
+        {"w": torch.ones(4, device="meta")}, {"w": torch.ones(4, dtype=torch.complex64)},
+        {"w": torch.ones(4, dtype=torch.uint8).view(torch.bits8)},
     ],
     "state_dict_ema": [{}, 1, {"w": torch.ones(4)}, {"w": torch.ones(4), "v": torch.ones(4)}],
     "optimizer": [
         None, {"w": torch.ones(4)}, {"u": {"momentum_buffer": torch.ones(4)}},
         {"w": {"momentum_buffer": torch.ones(3)}}, {"w": {"momentum_buffer": "ones"}},
     ],
-    "amp": [1, {"scale": 2.0}, SCALER | {"scale": 0}, SCALER | {"scale": math.inf}],
+    "amp": [1, {"scale": 2.0}, SCALER | {"scale": 0}, SCALER | {"scale": math.inf},
+            SCALER | {"_growth_tracker": 2**31}, SCALER | {"growth_factor": -1.0}],
+    "sums": [
+        {"epoch": [0.0, *bad, 0.0], "ranks": [[0.0] * 5]} for bad in (
+            (math.nan, 1), (math.inf, 1), (1, -1), (2**600, 1), (1,), (1, "1"))
+    ] + [{"epoch": [0.0] * 4, "ranks": bad} for bad in (
+            [], [[0.0] * 4], [[0.0] * 2 + [math.nan, 0.0, 0.0]], [[2**600] * 5])],
 }  # fmt: skip
 
 
@@ -127,6 +135,7 @@ def test_cambricons_checkpoints_are_told_from_damaged_ones(
     "changes",
     [
         {"epoch": 0, "best_prec1": None, "best_epoch": -1, "state_dict_ema": None},
+        {"sums": {"epoch": [math.inf, 1, 8, math.nan], "ranks": [[math.nan, 0.0, 1.0, 0.0, 4]]}},
         {"best_prec1": 0}, {"best_prec1": 100.0}, {"seed": 2**63 - 1}, {"amp": {}},
         {"amp": SCALER}, {"optimizer": {}}, {"optimizer": {"w": {}}},
         {"optimizer": {"w": {"momentum_buffer": None}}},

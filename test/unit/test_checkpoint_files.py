@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import shutil
 import stat
@@ -170,7 +172,7 @@ def test_a_save_that_ends_anywhere_leaves_a_valid_checkpoint(
         with monkeypatch.context() as patch:
             stop_at(count, crash, patch)
             try:
-                files.write(content(2), best=True, numbered=True)
+                files.write(content(2) | {"best_epoch": 1}, best=True, numbered=True)
             except (Crash, CheckpointError):
                 pass
         saved, lines = resume(folder)
@@ -179,11 +181,43 @@ def test_a_save_that_ends_anywhere_leaves_a_valid_checkpoint(
         for name in names(folder):  # every name stands for a whole checkpoint at any time
             checkpoint_files.load_verified(folder / name, lines.append)
         again = CheckpointFiles(folder, keep=1)
+        load_resume("auto", again, arch=None)
         again.sweep()
+        assert {epoch_of(folder / name) for name in (LAST, BEST)} == {saved["epoch"]}, count
+        assert (folder / f"checkpoint_{saved['epoch'] - 1:04d}.pth.tar.sha256").exists(), count
         again.write(content(3), best=True, numbered=True)
         assert names(folder) == {LAST, BEST, "checkpoint_0002.pth.tar"}
         assert list(folder.rglob(".*")) == [] and resume(folder)[0]["epoch"] == 3  # type: ignore[index]
     assert epochs == {1, 2}
+
+
+def test_a_name_that_could_not_be_given_comes_with_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = CheckpointFiles(tmp_path)
+    files.write(content(1), best=True)
+    with monkeypatch.context() as patch:
+        stop_at(14, OSError(errno.EIO, "Input/output error"), patch)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            files.write(content(2), best=True)
+    assert epoch_of(tmp_path / BEST) == 1
+    files.write(content(3))
+    assert epoch_of(tmp_path / LAST) == 3 and epoch_of(tmp_path / BEST) == 2
+
+
+@pytest.mark.parametrize(
+    "place", [{"samples_done": 8}, {"phase": "validate"}, {"best_epoch": 0}, {"epoch": 0}]
+)
+def test_only_the_checkpoint_of_the_best_epochs_end_becomes_the_best(
+    tmp_path: Path, place: dict[str, Any]
+) -> None:
+    files = CheckpointFiles(tmp_path)
+    files.write(content(1), best=True)
+    files.write(content(2) | {"best_epoch": min(1, place.get("epoch", 2) - 1)} | place)
+    again = CheckpointFiles(tmp_path)
+    load_resume("auto", again, arch=None)
+    again.sweep()
+    assert epoch_of(tmp_path / BEST) == 1
 
 
 def test_a_failed_write_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +235,40 @@ def test_a_failed_write_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         files.write(content(2), best=True)
     assert "\n" not in str(told.value)
     assert names(tmp_path) == {LAST} and epoch_of(tmp_path / LAST) == 1
+
+
+def test_a_full_disk_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save itself says "unexpected pos 640 vs 576"."""
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell() > 1 << 16:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(
+        checkpoint_files, "atomic_file", lambda path: contextlib.nullcontext(Full())
+    )
+    with pytest.raises(CheckpointError, match="No space left on device; the previous one"):
+        CheckpointFiles(tmp_path).write(content() | {"sums": torch.ones(1 << 18)})
+
+
+def test_a_generation_whose_check_sum_finds_no_room_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = CheckpointFiles(tmp_path)
+    files.write(content(1))
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files, "_write_sum", refuse)
+        with pytest.raises(CheckpointError, match="Disk quota exceeded"):
+            files.write(content(2))
+    assert sorted(path.name for path in (tmp_path / "generations").iterdir()) == [
+        "000001.pth.tar", "000001.pth.tar.sha256"
+    ]  # fmt: skip
 
 
 # ---- what is taken
@@ -245,6 +313,22 @@ def test_auto_takes_the_generation_before_a_damaged_one(
 
 def test_damaged_generations_make_room_for_valid_ones(run: Path) -> None:
     damage(run / "generations/000005.pth.tar")
+    files = CheckpointFiles(run)
+    assert files.newest(lambda line: None) is not None
+    files.write(content(6))
+    assert [path.name for path in files.generations()] == ["000006.pth.tar", "000004.pth.tar"]
+
+
+def test_what_is_no_file_hinders_nothing(run: Path) -> None:
+    """In the place of a generation: a link to nowhere, a folder."""
+    newest = run / "generations/000005.pth.tar"
+    newest.unlink()
+    newest.symlink_to("gone")
+    (run / LAST).unlink()
+    saved, (line,) = resume(run)
+    assert saved is not None and saved["epoch"] == 4 and "No such file" in line
+    newest.unlink()
+    newest.mkdir()
     files = CheckpointFiles(run)
     assert files.newest(lambda line: None) is not None
     files.write(content(6))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import shutil
 import tarfile
 from pathlib import Path
@@ -131,6 +132,22 @@ def test_other_names_are_refused(name: bytes) -> None:
     stream = b"\x80\x02c" + module + b"\n" + function + b"\n(X\x01\x00\x00\x00xtR."
     with pytest.raises(DataError, match=r"it asks for .*, which plain data never do"):
         load_plain_pickle(stream, "it")
+
+
+@pytest.mark.parametrize(
+    "stream", [b"\x80\x02}r\xff\xff\xff\x07", b"\x80\x05\x96\0\0\0\x80\0\0\0\0"]
+)
+def test_ten_bytes_take_no_gigabytes(stream: bytes) -> None:
+    """A table with a far entry; a byte array that is announced."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="cannot be read"):
+        load_plain_pickle(stream, "it")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18
+
+
+def test_names_in_a_pickle_steer_no_terminal() -> None:
+    with pytest.raises(DataError, match=r"it asks for os.\?\[31m"):
+        load_plain_pickle(b"\x80\x02cos\n\x1b[31m\n.", "it")
 
 
 def test_arrays_must_be_bytes_of_their_shape() -> None:

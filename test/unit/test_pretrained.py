@@ -315,6 +315,7 @@ def test_ema_weights_are_taken_on_demand() -> None:
         ({"epoch": 3, "best": 1.0}, "'epoch' is a int"),
         ({"w": torch.ones(2, 2).to_sparse()}, "not dense"),
         ({"w": torch.ones(2, device="meta")}, "not dense"),
+        ({"\x1b[31mw": torch.ones(2, dtype=torch.complex64)}, r"'\?\[31mw' is .*ordinary numbers"),
     ],
 )
 def test_content_without_weights_is_an_error(content: object, text: str) -> None:
