@@ -68,8 +68,8 @@ def test_no_host_wait_per_step_on_an_accelerator(images: Path, tmp_path: Path) -
     sites = json.loads(stats.read_text())["wait_sites"]
     assert not [site for site in sites if site.startswith("training.py")], sites
     # Six batches per epoch; only the sums of the epoch are read.
-    reads = {site: count for site, count in sites.items() if site.startswith("running_sums.py")}
-    assert list(reads.values()) == [2] and " read " in next(iter(reads)), sites
+    reads = [count for site, count in sites.items() if "running_sums.py" in site and " read " in site]
+    assert reads == [2], sites
     # The flags of steps: an event of four steps ago, or at the end of an epoch.
     flags = {site for site in sites if site.startswith("divergence.py")}
     assert len(flags) == 1 and next(iter(flags)).endswith(" _read synchronize"), sites
