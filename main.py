@@ -614,7 +614,7 @@ def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) 
 
     device.configure(tf32=args.tf32, deterministic=args.deterministic)
     affinity.bind(args.gpu_affinity, launch.local_rank, launch.local_world_size)
-    distributed.init(launch, device, args.dist_backend)
+    notes = [*notes, *distributed.init(launch, device, args.dist_backend)]
     try:
         top1 = [run_seed(args, launch, device, seed, notes, interruption)
                 for seed in args.seeds or [args.seed]]

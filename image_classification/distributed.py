@@ -174,7 +174,9 @@ def check_launch(
         )
 
 
-def init(launch: Launch, device: Device, backend: str | None, timeout_s: float = 600.0) -> None:
+def init(
+    launch: Launch, device: Device, backend: str | None, timeout_s: float = 600.0
+) -> list[str]:
     """Joins the process group; does nothing for a single process.
 
     Args:
@@ -182,6 +184,9 @@ def init(launch: Launch, device: Device, backend: str | None, timeout_s: float =
         device: The device of this process; its collective library is the default.
         backend: Collective library the user asked for, or None.
         timeout_s: Seconds until a collective that a peer never joins gives up.
+
+    Returns:
+        One line for each variable of the user's that contradicts the time-out.
 
     Raises:
         UsageError: The asked-for backend does not serve the device.
@@ -194,11 +199,12 @@ def init(launch: Launch, device: Device, backend: str | None, timeout_s: float =
             "follow the device)"
         )
     if launch.world_size == 1:
-        return
+        return []
     import torch.distributed as dist
 
-    collective = backend or device.collective
+    notes, collective = [], backend or device.collective
     if device.is_accelerator and collective != "gloo":
+        notes = device.spec.limit_collectives(timeout_s)
         collective = f"cpu:gloo,{device.type}:{collective}"
     try:
         dist.init_process_group(
@@ -216,6 +222,7 @@ def init(launch: Launch, device: Device, backend: str | None, timeout_s: float =
             f"{first_line}; check that all {launch.world_size} processes run and the port is free"
         ) from None
     _check_distinct_devices(launch, device)
+    return notes
 
 
 def _check_distinct_devices(launch: Launch, device: Device) -> None:
