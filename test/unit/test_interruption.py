@@ -6,13 +6,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from image_classification import interruption as module
 from image_classification.interruption import STOP_SIGNALS, Interruption, Stopped
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Clock:
@@ -94,6 +100,51 @@ def test_a_request_before_the_hold_is_not_lost(interruption: Interruption) -> No
         signal.raise_signal(signal.SIGUSR1)  # caught by somebody, say a library's callback
     with pytest.raises(Stopped), interruption.held():
         raise AssertionError("nothing is trained after a request")
+
+
+STUCK = """
+import ctypes, signal, threading, time
+from image_classification import interruption
+interruption._ANSWER_S = 0.2
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+with interruption.Interruption() as it:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # another thread gets it
+    with it.held() if HELD else threading.Lock():
+        print("there", flush=True)
+        ctypes.CDLL(None).sleep(2)  # in C
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_main_thread_that_waits_in_c_is_left_behind_unless_it_trains(held: bool) -> None:
+    command = [sys.executable, "-c", STUCK.replace("HELD", str(held))]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "there\n"
+        process.terminate()
+        output = process.stdout.read()
+    if held:
+        assert (process.returncode, output) == (0, "SIGTERM: stopping after this step\nwent on\n")
+    else:
+        assert process.returncode == 143
+        assert output.startswith("main.py: stopped by a signal; nothing was trained")
+
+
+def test_a_forked_process_does_not_answer_for_its_parent(
+    interruption: Interruption, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_S", 0.1)
+    monkeypatch.setattr(os, "_exit", ended := [].append)
+    pid = os.fork()
+    if not pid:
+        signal.signal(signal.SIGTERM, lambda *ignored: None)
+        signal.raise_signal(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    time.sleep(0.5)
+    assert ended.__self__ == []
 
 
 def test_the_signals_are_given_back() -> None:
