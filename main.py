@@ -605,6 +605,7 @@ def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) 
     from image_classification import affinity, distributed
     from image_classification.device import Device
 
+    distributed.die_with_torchrun()
     launch = distributed.read_launch()
     distributed.check_launch(
         launch, num_nodes=args.world_size, master_addr=args.addr, device_index=args.gpu_id)
