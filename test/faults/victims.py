@@ -25,8 +25,7 @@ STATEFUL = ("--arch", "resnet18", "--image-size", 32, "-j", 0, "--device", "cpu"
             "--optimizer-batch-size", 8, "--lr-schedule", "cosine", "--warmup", 1,
             "--label-smoothing", 0.1, "--epochs", 2)  # fmt: skip
 
-
-#: What runs with FAULTS=all only: the others show the same in a few minutes.
+#: Whether all is run, not only what shows the same in a few minutes.
 ALL = os.environ.get("FAULTS") == "all"
 on_request = pytest.mark.skipif(not ALL, reason="FAULTS=all runs it")
 
@@ -148,7 +147,7 @@ class Victim:
                 return
         raise AssertionError(f"{text!r} never came\n{self.output[-3000:]}")
 
-    def wait(self, timeout: float = 120.0) -> int:
+    def wait(self, timeout: float = 200.0) -> int:
         """Reads the rest of the output and returns the exit code."""
         self.output += self.process.communicate(timeout=timeout)[0]
         return self.process.returncode
