@@ -103,33 +103,34 @@ def test_a_request_before_the_hold_is_not_lost(interruption: Interruption) -> No
 
 
 STUCK = """
-import ctypes, signal, threading, time
+import ctypes, os, signal, threading, time
 from image_classification import interruption
+def ask():
+    time.sleep(1)  # until the main thread is in C
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
 interruption._ANSWER_S = 0.2
-threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 with interruption.Interruption() as it:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # another thread gets it
     with it.held() if HELD else threading.Lock():
-        print("there", flush=True)
-        ctypes.CDLL(None).sleep(2)  # in C
+        threading.Thread(target=ask, daemon=True).start()  # with the mask of its creator
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the other thread gets it
+        ctypes.CDLL(None).sleep(4)
 print("went on")
 """
 
 
 @pytest.mark.parametrize("held", [False, True])
 def test_a_main_thread_that_waits_in_c_is_left_behind_unless_it_trains(held: bool) -> None:
-    command = [sys.executable, "-c", STUCK.replace("HELD", str(held))]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "there\n"
-        process.terminate()
-        output = process.stdout.read()
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK.replace("HELD", str(held))], cwd=ROOT, capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
     if held:
-        assert (process.returncode, output) == (0, "SIGTERM: stopping after this step\nwent on\n")
+        assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+        assert done.stderr == "SIGTERM: stopping after this step\n"
     else:
-        assert process.returncode == 143
-        assert output.startswith("main.py: stopped by a signal; nothing was trained")
+        assert (done.returncode, done.stdout) == (143, ""), done.stderr
+        assert done.stderr.startswith("main.py: stopped by a signal; nothing was trained")
 
 
 def test_a_forked_process_does_not_answer_for_its_parent(
