@@ -111,24 +111,25 @@ def test_other_signals_mean_the_same(
 
 
 @pytest.mark.parametrize("ranks", [1, *whole(2)])
-def test_while_it_saves_a_second_signal_changes_nothing_and_a_third_ends_at_once(
+def test_while_it_saves_a_second_signal_changes_nothing(
     images: Path, tmp_path: Path, ranks: int
 ) -> None:
     """Signals of one second are one, whatever they are."""
-    first = tmp_path / "first"
-    first.mkdir()
-    victim = start(images, first, "save", ranks)
+    victim = start(images, tmp_path, "save", ranks)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         victim.strike("launcher", number)
     steps = victim.steps()
     time.sleep(1.2)
     victim.strike("launcher", signal.SIGTERM)
-    stopped(victim, "SIGTERM twice", "launcher", steps, first / "w")
+    stopped(victim, "SIGTERM twice", "launcher", steps, tmp_path / "w")
     assert victim.output.count("again: still stopping") == 1
 
+
+@pytest.mark.parametrize("ranks", whole(1, 2))
+def test_a_third_signal_ends_a_slow_save_at_once(images: Path, tmp_path: Path, ranks: int) -> None:
     victim = Victim(images, *FLAGS, "--workspace", tmp_path / "w", ranks=ranks, pause="saves 2",
                     notes=tmp_path / "notes")  # fmt: skip
-    victim.reach()  # a save that takes half a minute
+    victim.reach()  # it takes half a minute
     for _ in range(3):
         victim.strike("launcher", signal.SIGTERM)
         time.sleep(1.2)
