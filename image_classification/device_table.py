@@ -89,7 +89,7 @@ class DeviceSpec:
             if not (value.isdecimal() and 0 < int(value) < group_timeout_s):
                 problems.append(
                     f"{name}={value} is not within 1 to {group_timeout_s:g} s, the time-out of the "
-                    f"process group: a lost peer is found late; unset it"
+                    "process group: a lost peer is found late; unset it"
                 )
         if self.collective_ends:
             given = [name for name in self.collective_ends if name in os.environ]

@@ -247,8 +247,8 @@ def _torchrun_store(launch: Launch, timeout_s: float) -> dist.Store | None:
     """Returns where the ranks of this start meet; None where torch's own choice is right.
 
     The store of torchrun's agent outlives its ranks. What they find in it after a new start are
-    the addresses of those before, so each start gets keys of its own (https://github.com/pytorch/
-    pytorch/issues/135712). Several nodes do not count their starts alike: see `_torchrun_notes`.
+    the addresses of those before (pytorch#135712), so each start gets keys of its own. Several
+    nodes do not count their starts alike: see `_torchrun_notes`.
     """
     environ = os.environ
     if environ.get(_AGENT_STORE) != "True" or launch.num_nodes > 1:

@@ -22,7 +22,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 128 + signal.SIGTERM
 # A launcher and a scheduler may both pass on the same request.
 _SAME_REQUEST_S = 1.0
-# Then a main thread that waits in C++, say for ranks that never come, is not waited for.
+# The main thread may be waiting in C++: after so long the process ends without it.
 _ANSWER_S = 3.0
 
 
@@ -56,6 +56,7 @@ class Interruption:
         self._holding = False
         self._before: dict[int, Any] = {}
         self._wakeup = -1
+        self._unwatched = threading.Event()
 
     def __enter__(self) -> Interruption:
         """Take the signals over, except those that are ignored on purpose (nohup, `&`).
@@ -111,6 +112,7 @@ class Interruption:
         threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
 
     def _end_watch(self) -> None:
+        self._unwatched.set()
         if self._wakeup >= 0:
             signal.set_wakeup_fd(-1)
             os.close(self._wakeup)
@@ -120,11 +122,11 @@ class Interruption:
         """Ends the process if the main thread does not answer, while there is nothing to save."""
         with open(reader, "rb", buffering=0) as signals:
             while told := signals.read(64):
-                if not set(told).isdisjoint(STOP_SIGNALS):
-                    threading.Event().wait(_ANSWER_S)
-                    if not (self.requested or self._holding or self._wakeup < 0):
-                        _say(f"main.py: stopped by a signal; {Stopped().saved}")
-                        os._exit(EXIT_CODE)
+                if set(told).isdisjoint(STOP_SIGNALS) or self._unwatched.wait(_ANSWER_S):
+                    continue
+                if not self.requested:
+                    _say(f"main.py: stopped by a signal; {Stopped().saved}")
+                    os._exit(EXIT_CODE)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
