@@ -570,6 +570,7 @@ def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) 
     from image_classification import distributed
     from image_classification.device import Device
 
+    distributed.die_with_torchrun()
     launch = distributed.read_launch()
     distributed.check_launch(
         launch, num_nodes=args.world_size, master_addr=args.addr, device_index=args.gpu_id)
@@ -579,7 +580,7 @@ def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) 
 
     device.configure(tf32=args.tf32, deterministic=args.deterministic)
     affinity.bind(args.gpu_affinity, launch.local_rank, launch.local_world_size)
-    distributed.init(launch, device, args.dist_backend)
+    notes = [*notes, *distributed.init(launch, device, args.dist_backend)]
     try:
         top1 = [run_seed(args, launch, device, seed, notes, interruption)
                 for seed in args.seeds or [args.seed]]

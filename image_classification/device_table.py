@@ -24,6 +24,14 @@ DEVICE_TYPES = ("cuda", "npu", "mlu", "xpu", "cpu")
 # torch.cuda is asked last: Ascend's transfer_to_npu patches it to answer for an NPU.
 _PROBE_ORDER = ("npu", "mlu", "xpu", "cuda")
 
+# Below the time-out of the process group (600 s), so that HCCL's own message is seen, above the
+# launcher's for hangs (300 s), which tells more; a multiple of 68 s, to which some devices round
+# it down. Connections wait 20 s longer than this says.
+_COLLECTIVE_WAIT_S = 544
+# End the process without cleaning up the communicator: PyTorch's own choice for NCCL, while
+# torch_mlu's is to go on waiting (0).
+_TEAR_DOWN = "3"
+
 
 @dataclass(frozen=True)
 class DeviceSpec:
@@ -38,6 +46,9 @@ class DeviceSpec:
         telemetry: where utilisation and power are read: a Python module or a command.
         other_masks: further variables that hide devices.
         deterministic_environment: variables that deterministic mode needs, with their values.
+        collective_waits: variables that say how long (s) the collective library waits for a peer.
+        collective_ends: variable that lets an operation without a peer end the process, under all
+            its names.
     """
 
     type: str
@@ -48,6 +59,8 @@ class DeviceSpec:
     telemetry: str | None
     other_masks: tuple[str, ...] = ()
     deterministic_environment: tuple[tuple[str, str], ...] = ()
+    collective_waits: tuple[str, ...] = ()
+    collective_ends: tuple[str, ...] = ()
 
     def masks(self) -> dict[str, str]:
         """Return the variables that hide devices of this type and are set, with their values."""
@@ -62,16 +75,49 @@ class DeviceSpec:
                 return entries[index]
         return str(index)
 
+    def limit_collectives(self, group_timeout_s: float) -> list[str]:
+        """Set how long collectives wait for a peer that is gone; call it before the first one.
+
+        Args:
+            group_timeout_s: time-out of the process group.
+
+        Returns:
+            One line for each variable of the user's that contradicts it; it stays as it is.
+        """
+        problems = []
+        for name in self.collective_waits:
+            value = os.environ.setdefault(name, str(_COLLECTIVE_WAIT_S))
+            if not (value.isdecimal() and 0 < int(value) < group_timeout_s):
+                problems.append(
+                    f"{name}={value} is not within 1 to {group_timeout_s:g} s, the time-out of the "
+                    "process group: a lost peer is found late; unset it"
+                )
+        if self.collective_ends:
+            given = [name for name in self.collective_ends if name in os.environ]
+            name = [*given, *self.collective_ends][0]
+            value = os.environ.setdefault(name, _TEAR_DOWN)
+            if value not in ("1", _TEAR_DOWN):
+                problems.append(
+                    f"{name}={value}: a rank waits for a lost peer for ever; unset it"
+                )
+        return problems
+
 
 DEVICE_TABLE: dict[str, DeviceSpec] = {
     spec.type: spec
     for spec in (
         DeviceSpec("cuda", "GPU", None, "nccl", "CUDA_VISIBLE_DEVICES", "pynvml",
                    ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
-                   (("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),)),
+                   (("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),),
+                   collective_ends=("TORCH_NCCL_ASYNC_ERROR_HANDLING",
+                                    "NCCL_ASYNC_ERROR_HANDLING")),
         DeviceSpec("npu", "Ascend NPU", "torch_npu", "hccl", "ASCEND_RT_VISIBLE_DEVICES",
-                   "npu-smi", (), (("HCCL_DETERMINISTIC", "true"),)),
-        DeviceSpec("mlu", "Cambricon MLU", "torch_mlu", "cncl", "MLU_VISIBLE_DEVICES", "cnmon"),
+                   "npu-smi", (), (("HCCL_DETERMINISTIC", "true"),),
+                   collective_waits=("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT")),
+        DeviceSpec("mlu", "Cambricon MLU", "torch_mlu", "cncl", "MLU_VISIBLE_DEVICES", "cnmon",
+                   collective_ends=("TORCH_CNCL_ASYNC_ERROR_HANDLING",
+                                    "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+                                    "NCCL_ASYNC_ERROR_HANDLING")),
         DeviceSpec("xpu", "Intel XPU", None, "xccl", "ZE_AFFINITY_MASK", None),
         DeviceSpec("cpu", "CPU", None, "gloo", None, None),
     )

@@ -12,19 +12,23 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import signal
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from image_classification.errors import LostPeerError, UsageError
-from image_classification.launcher import HEARTBEAT
+from image_classification.launcher import HEARTBEAT, PR_SET_PDEATHSIG, prctl
 
 if TYPE_CHECKING:
     import torch
+    import torch.distributed as dist
 
     from image_classification.device import Device
 
+# Whether the ranks meet in a store that torchrun's agent holds.
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _START = (
     "start with `python multiproc.py --nproc_per_node N main.py ...`, torchrun or srun, or unset "
     "WORLD_SIZE and SLURM_STEP_NUM_TASKS for a single process"
@@ -62,6 +66,19 @@ class Launch:
     def num_nodes(self) -> int:
         """Number of nodes, assuming the same number of processes on each."""
         return max(1, self.world_size // max(1, self.local_world_size))
+
+
+def die_with_torchrun() -> None:
+    """Asks the kernel to end this process when torchrun's agent dies, as multiproc.py does.
+
+    An agent that is killed leaves its ranks training for ever. The request is for the thread that
+    started this process: the agent's main thread, which waits for its ranks (Linux).
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = os.getppid()
+        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != parent:  # it died before the request
+            os._exit(1)
 
 
 def read_launch() -> Launch:
@@ -174,7 +191,9 @@ def check_launch(
         )
 
 
-def init(launch: Launch, device: Device, backend: str | None, timeout_s: float = 600.0) -> None:
+def init(
+    launch: Launch, device: Device, backend: str | None, timeout_s: float = 600.0
+) -> list[str]:
     """Joins the process group; does nothing for a single process.
 
     Args:
@@ -182,6 +201,9 @@ def init(launch: Launch, device: Device, backend: str | None, timeout_s: float =
         device: The device of this process; its collective library is the default.
         backend: Collective library the user asked for, or None.
         timeout_s: Seconds until a collective that a peer never joins gives up.
+
+    Returns:
+        One line for each variable of the user's that contradicts the time-out.
 
     Raises:
         UsageError: The asked-for backend does not serve the device.
@@ -194,11 +216,12 @@ def init(launch: Launch, device: Device, backend: str | None, timeout_s: float =
             "follow the device)"
         )
     if launch.world_size == 1:
-        return
+        return []
     import torch.distributed as dist
 
-    collective = backend or device.collective
+    notes, collective = _torchrun_notes(launch), backend or device.collective
     if device.is_accelerator and collective != "gloo":
+        notes += device.spec.limit_collectives(timeout_s)
         collective = f"cpu:gloo,{device.type}:{collective}"
     try:
         dist.init_process_group(
@@ -207,6 +230,7 @@ def init(launch: Launch, device: Device, backend: str | None, timeout_s: float =
             world_size=launch.world_size,
             timeout=timedelta(seconds=timeout_s),
             device_id=device.process_group_device(),
+            store=_torchrun_store(launch, timeout_s),
         )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -216,6 +240,36 @@ def init(launch: Launch, device: Device, backend: str | None, timeout_s: float =
             f"{first_line}; check that all {launch.world_size} processes run and the port is free"
         ) from None
     _check_distinct_devices(launch, device)
+    return notes
+
+
+def _torchrun_store(launch: Launch, timeout_s: float) -> dist.Store | None:
+    """Returns where the ranks of this start meet; None where torch's own choice is right.
+
+    The store of torchrun's agent outlives its ranks. What they find in it after a new start are
+    the addresses of those before (pytorch#135712), so each start gets keys of its own. Several
+    nodes do not count their starts alike: see `_torchrun_notes`.
+    """
+    environ = os.environ
+    if environ.get(_AGENT_STORE) != "True" or launch.num_nodes > 1:
+        return None
+    import torch.distributed as dist
+
+    store = dist.TCPStore(
+        environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), is_master=False,
+        timeout=timedelta(seconds=timeout_s), wait_for_workers=False,
+    )  # fmt: skip
+    return dist.PrefixStore(f"start {environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _torchrun_notes(launch: Launch) -> list[str]:
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if os.environ.get(_AGENT_STORE) != "True" or launch.num_nodes == 1 or restarts == "0":
+        return []
+    return [
+        "after a new start by torchrun the nodes may not find each other: set "
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun on every node"
+    ]
 
 
 def _check_distinct_devices(launch: Launch, device: Device) -> None:

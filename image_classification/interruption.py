@@ -22,6 +22,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 128 + signal.SIGTERM
 # A launcher and a scheduler may both pass on the same request.
 _SAME_REQUEST_S = 1.0
+# The main thread may be waiting in C++: after so long the process ends without it.
+_ANSWER_S = 3.0
 
 
 class Stopped(BaseException):
@@ -40,6 +42,9 @@ class Interruption:
     any place could be lost in a callback from C++, or leave a step half done. A second request is
     noted too, a third one ends the process without saving. Signals within one second are one.
 
+    Python's handlers run in the main thread only, not while it waits in C++ for the other ranks to
+    join (up to 600 s). So another thread sees the requests, too, until `held` is entered.
+
     Attributes:
         requested: Whether a stop was asked for.
     """
@@ -50,6 +55,8 @@ class Interruption:
         self._last = float("-inf")
         self._holding = False
         self._before: dict[int, Any] = {}
+        self._wakeup = -1
+        self._unwatched = threading.Event()
 
     def __enter__(self) -> Interruption:
         """Take the signals over, except those that are ignored on purpose (nohup, `&`).
@@ -62,10 +69,12 @@ class Interruption:
                     self._before[number] = signal.signal(number, self._note)
             with contextlib.suppress(OSError, ValueError):  # standard error is no file
                 faulthandler.register(signal.SIGUSR2, all_threads=True)
+            self._begin_watch()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Give them back."""
+        self._end_watch()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -79,6 +88,7 @@ class Interruption:
         """
         self.check()
         self._holding = True
+        self._end_watch()
         try:
             yield
         finally:
@@ -92,6 +102,31 @@ class Interruption:
         """
         if self.requested:
             raise Stopped
+
+    def _begin_watch(self) -> None:
+        reader, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        # The signals of a forked process are none of this one's.
+        os.register_at_fork(after_in_child=self._end_watch)
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+
+    def _end_watch(self) -> None:
+        self._unwatched.set()
+        if self._wakeup >= 0:
+            signal.set_wakeup_fd(-1)
+            os.close(self._wakeup)
+            self._wakeup = -1
+
+    def _watch(self, reader: int) -> None:
+        """Ends the process if the main thread does not answer, while there is nothing to save."""
+        with open(reader, "rb", buffering=0) as signals:
+            while told := signals.read(64):
+                if set(told).isdisjoint(STOP_SIGNALS) or self._unwatched.wait(_ANSWER_S):
+                    continue
+                if not self.requested:
+                    _say(f"main.py: stopped by a signal; {Stopped().saved}")
+                    os._exit(EXIT_CODE)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -231,7 +231,7 @@ class Launcher:
         self._ranks: list[Rank] = []
         self._failed: Rank | None = None
         self._hung = self._reported = False
-        self._terminate_at = self._kill_at = self._give_up_at = NEVER
+        self._pass_on_at = self._terminate_at = self._kill_at = self._give_up_at = NEVER
 
     def run(self) -> int:
         """Runs until every rank has ended, with new starts; returns the exit code of the run."""
@@ -326,8 +326,10 @@ class Launcher:
             return
         self._failed = rank
         if exit_code(rank.status) == STOPPED and not self._stopped_by:
-            # Somebody asked this rank to stop; the others have agreed, and save.
+            # Somebody asked this rank to stop; the others have agreed, and saved, or do not know
+            # yet, because they wait for this one to join them.
             self._stopped_by = signal.SIGTERM
+            self._pass_on_at = time.monotonic() + SETTLE
             self._kill_at = time.monotonic() + STOP_FACTOR * self._options.grace
         elif not self._stopped_by:
             self._terminate_at = time.monotonic() + SETTLE
@@ -364,6 +366,10 @@ class Launcher:
     def _escalate(self) -> None:
         running = [rank for rank in self._ranks if rank.status is None]
         now = time.monotonic()
+        if now >= self._pass_on_at:
+            self._pass_on_at = NEVER
+            for rank in running:
+                rank.send(signal.SIGTERM)
         if now >= self._terminate_at:
             self._terminate_at = NEVER
             self._report()

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from failing_saves import spoiled_saves
 from record import record
 from runs import ROOT, checkpoint, environment, run_main, same, write_images
-from saboteur import spoiled_saves
 from victims import (
     BATCH,
     SMALL,

@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from runs import ROOT, checkpoint, environment, same
 
 import main
+from image_classification.launcher import exit_code
 
 # Everything that carries state from step to step; 6 optimizer steps per epoch of write_images's 16
 # training images per class, two validations per epoch.
@@ -32,9 +33,9 @@ SMALL = ("--arch", "resnet18", "--image-size", 32, "-j", 0, "--device", "cpu", "
          "--lr", 0.01, "--seed", 7, "--epochs", 2, "--mixup", 0.2)  # fmt: skip
 BATCH = ("-b", 8)
 
-
-#: What runs with FAULTS=all only: the others show the same in a few minutes.
-on_request = pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="FAULTS=all runs it")
+#: Whether all is run, not only what shows the same in a few minutes.
+ALL = os.environ.get("FAULTS") == "all"
+on_request = pytest.mark.skipif(not ALL, reason="FAULTS=all runs it")
 
 
 def whole(*cases: Any) -> list[Any]:
@@ -45,37 +46,109 @@ def whole(*cases: Any) -> list[Any]:
     ]
 
 
+class End(NamedTuple):
+    """How a run ended that was struck."""
+
+    exit_code: int  # as a shell has it: 128 + n for signal n
+    seconds: float  # from the fault on
+    leftover: int  # processes of the run that are there 10 s after its end
+
+
 class Victim:
-    """A run of main.py, under multiproc.py for several ranks.
+    """A run of main.py, under a launcher for several ranks.
 
     Args:
         arguments: Of main.py; `-b` is added for `batch` images over all ranks.
         ranks: Number of processes.
+        launcher: What the arguments follow, instead of the interpreter with multiproc.py.
         launcher_options: Of multiproc.py.
         sabotage: A fault that one rank causes itself, see saboteur.py.
-        saves: Saves that fail, see saboteur.py.
-        env: Environment, where it is not the usual one.
-        batch: Images per step.
+        saves: Saves that fail, see failing_saves.py.
+        pause: Phase in which the ranks wait, and for how long (s), see saboteur.py.
+        notes: Folder of what the ranks tell about themselves; needed with `pause`.
+        env: Further variables of the environment.
+        batch: Images per step, over all ranks.
     """
 
     def __init__(
-        self, *arguments: Any, ranks: int = 1, launcher_options: tuple[Any, ...] = (),
-        sabotage: str = "", saves: str = "", env: dict[str, str] | None = None, batch: int = 4,
+        self, *arguments: Any, ranks: int = 1, launcher: tuple[Any, ...] = (),
+        launcher_options: tuple[Any, ...] = (), sabotage: str = "", pause: str = "",
+        notes: Path | None = None, env: dict[str, str] | None = None, saves: str = "",
+        batch: int = 4,
     ) -> None:  # fmt: skip
-        launcher = [ROOT / "multiproc.py", "--nproc_per_node", ranks, *launcher_options]
-        faults = {"SABOTAGE": sabotage, "SABOTAGE_SAVES": saves}
-        extra = {name: value for name, value in faults.items() if value}
-        script = Path(__file__).with_name("saboteur.py") if extra else ROOT / "main.py"
-        command = [*(launcher if ranks > 1 or launcher_options else []), script]
+        command: list[Any] = [*launcher]
+        if not launcher:
+            command = [sys.executable]
+            if ranks > 1 or launcher_options:
+                command += [ROOT / "multiproc.py", "--nproc_per_node", ranks, *launcher_options]
+        own_script = launcher and str(launcher[-1]).endswith(".sh")
+        if not own_script:
+            spoiled = sabotage or pause or saves
+            command.append(Path(__file__).with_name("saboteur.py") if spoiled else ROOT / "main.py")
+        extra = dict(env or {})
+        if notes is not None:
+            notes.mkdir(exist_ok=True)
+            extra["NOTES"] = str(notes)
+        extra |= {"SABOTAGE": sabotage} if sabotage else {}
+        extra |= {"PAUSE": pause} if pause else {}
+        extra |= {"SABOTAGE_SAVES": saves} if saves else {}
+        self.ranks, self.phase, self.notes = ranks, pause.partition(" ")[0], notes
         self.process = subprocess.Popen(
-            [sys.executable, *map(str, [*command, *arguments, "-b", batch // ranks])],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**(env or environment()), **extra},
+            [*map(str, [*command, *arguments, "-b", batch // ranks])],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(**extra),
             start_new_session=True,
             # A shell that runs the tests in the background makes them ignore SIGINT.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         self.output = ""
+        self.processes: list[int] = []
+        self._struck_at = 0.0
+
+    def reach(self, timeout: float = 90.0) -> None:
+        """Waits until all ranks are in the phase of the pause; only rank 0 saves."""
+        ranks = [0] if self.phase.startswith("save") else range(self.ranks)
+        assert self.notes is not None
+        paths = [self.notes / f"{self.phase}.{rank}" for rank in ranks]
+        there = wait_until(lambda: all(path.exists() for path in paths), timeout)
+        assert there, f"{self.phase} never came\n{self.kill_and_read()[-3000:]}"
+
+    def steps(self, rank: int = 0) -> int:
+        """Steps that a rank has finished, as it has told."""
+        assert self.notes is not None
+        path = self.notes / f"steps.{rank}"
+        return int(path.read_text()) if path.exists() else 0
+
+    def strike(self, target: int | str, number: int) -> None:
+        """Sends a signal to a rank, to "launcher" or to the "group" of the process started."""
+        self.watch()
+        if target == "group":
+            os.killpg(self.process.pid, number)
+        else:
+            kill(self.pid_of(target), number)
+
+    def watch(self) -> None:
+        """Notes which processes there are, and the time."""
+        self.processes = [self.process.pid, *members(self.process.pid)]
+        self._struck_at = time.monotonic()
+
+    def end(self, within: float) -> End:
+        """Waits for the end of a run that was struck, `within` seconds (s)."""
+        try:
+            code = self.wait(timeout=within)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it has not ended within {within:.0f} s\n{self.kill_and_read()[-3000:]}")
+        seconds = time.monotonic() - self._struck_at
+        for fault in self.notes.glob("fault.*") if self.notes else ():  # struck itself, later
+            seconds = time.time() - fault.stat().st_mtime
+        wait_until(lambda: not any(map(is_running, self.processes)), 10.0)
+        return End(exit_code(code), seconds, sum(map(is_running, self.processes)))
+
+    def kill_and_read(self) -> str:
+        """Ends what hangs; returns the output."""
+        for pid in [self.process.pid, *members(self.process.pid)]:
+            kill(pid, signal.SIGKILL)
+        self.wait()
+        return self.output
 
     def read_until(self, text: str) -> None:
         """Waits for a line of the output."""
@@ -86,7 +159,7 @@ class Victim:
                 return
         raise AssertionError(f"{text!r} never came\n{self.output[-3000:]}")
 
-    def wait(self, timeout: float = 120.0) -> int:
+    def wait(self, timeout: float = 200.0) -> int:
         """Reads the rest of the output and returns the exit code."""
         self.output += self.process.communicate(timeout=timeout)[0]
         return self.process.returncode

@@ -20,6 +20,7 @@ def steps(count):
         os.write(beat, b".")
         time.sleep(0.02)
 """
+STOPS = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\nready()\ntime.sleep(60)\n"
 RESUMES = ("--resume", "auto")
 
 
@@ -108,8 +109,7 @@ def test_some_ends_are_final(run: Run, code: int) -> None:
 
 
 def test_a_stop_request_is_final(run: Run) -> None:
-    body = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\nready()\ntime.sleep(60)"
-    launcher = run.start(body, *TWO, "--max_restarts", "3", arguments=RESUMES)
+    launcher = run.start(STOPS, *TWO, "--max_restarts", "3", arguments=RESUMES)
     for rank in range(2):
         run.read(f"ready{rank}")
     launcher.send_signal(signal.SIGTERM)
@@ -118,7 +118,7 @@ def test_a_stop_request_is_final(run: Run) -> None:
 
 
 def test_a_rank_that_was_asked_to_stop_leaves_time_to_save(run: Run) -> None:
-    """The others have agreed to stop: they get no signal, and ten times the grace."""
+    """The others may not know of it: they are asked, too, once, and have ten times the grace."""
     body = """
 got = []
 signal.signal(signal.SIGTERM, lambda *_: got.append(1))
@@ -137,5 +137,16 @@ sys.exit(143)
     run.read("ready0")
     os.kill(pid, signal.SIGTERM)
     code, _, _ = run.finish(launcher)
-    assert code == 143 and run.read("saved0") == "0"
+    assert code == 143 and run.read("saved0") == "1"
     wait_for(lambda: not alive(pid))
+
+
+def test_ranks_that_wait_for_one_that_was_asked_to_stop_leave_with_it(run: Run) -> None:
+    launcher = run.start(STOPS, "--nproc_per_node", "3")
+    pid = int(run.read("ready1"))
+    for rank in (0, 2):
+        run.read(f"ready{rank}")
+    os.kill(pid, signal.SIGTERM)
+    code, _, stderr = run.finish(launcher)
+    assert code == 143
+    assert "rank 1 on" in stderr and "did not end" not in stderr

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest
 import torch
 from device_doubles import FakeDeviceModule, add_plugin, bare_machine, install, report
 
-from image_classification import device_table
+import multiproc
+from image_classification import device_table, distributed
 from image_classification.device import (
     DEVICE_TABLE,
     DEVICE_TYPES,
@@ -42,6 +45,56 @@ def test_table_has_every_type_once_with_its_collective() -> None:
     assert {name for name, spec in DEVICE_TABLE.items() if spec.plugin} == {"npu", "mlu"}
     assert DEVICE_TABLE["npu"].visible_devices == "ASCEND_RT_VISIBLE_DEVICES"
     assert DEVICE_TABLE["mlu"].visible_devices == "MLU_VISIBLE_DEVICES"
+
+
+@pytest.fixture
+def no_collective_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for spec in DEVICE_TABLE.values():
+        for name in (*spec.collective_waits, *spec.collective_ends):
+            monkeypatch.setenv(name, "")  # first, so that what the code sets is undone afterwards
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_collective_variables")
+@pytest.mark.parametrize("device_type", DEVICE_TYPES)
+def test_collectives_give_up_between_the_launcher_and_the_process_group(device_type: str) -> None:
+    spec = DEVICE_TABLE[device_type]
+    hang_timeout = multiproc.build_parser().get_default("hang_timeout")
+    group_timeout = inspect.signature(distributed.init).parameters["timeout_s"].default
+    assert spec.limit_collectives(group_timeout) == []
+    for name in spec.collective_waits:
+        effective = int(os.environ[name]) // 68 * 68
+        assert hang_timeout < effective and int(os.environ[name]) + 20 < group_timeout, name
+    for name in spec.collective_ends[:1]:
+        assert os.environ[name] in ("1", "3")
+    assert bool(spec.collective_waits) == (device_type == "npu")
+    assert bool(spec.collective_ends) == (device_type in ("cuda", "mlu"))
+
+
+@pytest.mark.usefixtures("no_collective_variables")
+@pytest.mark.parametrize(
+    ("device_type", "name", "value", "contradicts"),
+    [
+        ("npu", "HCCL_EXEC_TIMEOUT", "1800", True),
+        ("npu", "HCCL_EXEC_TIMEOUT", "0", True),  # never
+        ("npu", "HCCL_CONNECT_TIMEOUT", "ten", True),
+        ("npu", "HCCL_CONNECT_TIMEOUT", "120", False),
+        ("mlu", "NCCL_ASYNC_ERROR_HANDLING", "0", True),
+        ("mlu", "TORCH_CNCL_ASYNC_ERROR_HANDLING", "1", False),
+        ("cuda", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2", True),
+    ],
+)
+def test_a_limit_of_the_users_stays_and_is_judged(
+    monkeypatch: pytest.MonkeyPatch, device_type: str, name: str, value: str, contradicts: bool
+) -> None:
+    monkeypatch.setenv(name, value)
+    spec = DEVICE_TABLE[device_type]
+    problems = spec.limit_collectives(600)
+    assert os.environ[name] == value
+    assert [line.startswith(f"{name}={value}") for line in problems] == [True] * contradicts
+    # Another name of the same variable is not set beside it.
+    given = [other for other in spec.collective_ends if other in os.environ]
+    assert given == [name] * bool(spec.collective_ends)
 
 
 def test_table_can_be_read_without_importing_torch() -> None:

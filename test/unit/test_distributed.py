@@ -5,6 +5,10 @@
 from __future__ import annotations
 
 import os
+import select
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ from image_classification import distributed
 from image_classification.distributed import Launch
 from image_classification.errors import UsageError
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -37,6 +42,40 @@ def test_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = distributed.read_launch()
     assert (launch.rank, launch.local_rank, launch.world_size) == (9, 1, 16)
     assert launch.num_nodes == 2 and not launch.primary and launch.master_addr == "node0"
+
+
+PARENT = """
+import subprocess, sys
+child = "import time; from image_classification import distributed; "
+child += "distributed.die_with_torchrun(); print('there', flush=True); time.sleep(90)"
+process = subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
+process.wait()
+"""
+
+
+def test_a_rank_dies_with_torchruns_agent() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TORCHELASTIC_RUN_ID": "1"},
+    ) as agent:  # fmt: skip
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == "there\n"
+        agent.kill()
+        # The pipe ends when the rank, which has it too, is gone.
+        assert select.select([agent.stdout], [], [], 30)[0] and agent.stdout.read() == ""
+
+
+def test_several_nodes_under_torchrun_are_told_how_to_start_anew(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = Launch(0, 0, 8, 8), Launch(0, 0, 16, 8)
+    assert distributed._torchrun_notes(two) == []
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in distributed._torchrun_notes(two)[0]
+    assert distributed._torchrun_notes(one) == []
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")  # what the variable leads to
+    assert distributed._torchrun_notes(two) == []
 
 
 def test_slurm(monkeypatch: pytest.MonkeyPatch) -> None:

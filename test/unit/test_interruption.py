@@ -6,13 +6,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from image_classification import interruption as module
 from image_classification.interruption import STOP_SIGNALS, Interruption, Stopped
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Clock:
@@ -94,6 +100,52 @@ def test_a_request_before_the_hold_is_not_lost(interruption: Interruption) -> No
         signal.raise_signal(signal.SIGUSR1)  # caught by somebody, say a library's callback
     with pytest.raises(Stopped), interruption.held():
         raise AssertionError("nothing is trained after a request")
+
+
+STUCK = """
+import ctypes, os, signal, threading, time
+from image_classification import interruption
+def ask():
+    time.sleep(1)  # until the main thread is in C
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+interruption._ANSWER_S = 0.2
+with interruption.Interruption() as it:
+    with it.held() if HELD else threading.Lock():
+        threading.Thread(target=ask, daemon=True).start()  # with the mask of its creator
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the other thread gets it
+        ctypes.CDLL(None).sleep(4)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_main_thread_that_waits_in_c_is_left_behind_unless_it_trains(held: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK.replace("HELD", str(held))], cwd=ROOT, capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
+    if held:
+        assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+        assert done.stderr == "SIGTERM: stopping after this step\n"
+    else:
+        assert (done.returncode, done.stdout) == (143, ""), done.stderr
+        assert done.stderr.startswith("main.py: stopped by a signal; nothing was trained")
+
+
+def test_a_forked_process_does_not_answer_for_its_parent(
+    interruption: Interruption, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_S", 0.1)
+    monkeypatch.setattr(os, "_exit", ended := [].append)
+    pid = os.fork()
+    if not pid:
+        signal.signal(signal.SIGTERM, lambda *ignored: None)
+        signal.raise_signal(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    time.sleep(0.5)
+    assert ended.__self__ == []
 
 
 def test_the_signals_are_given_back() -> None:

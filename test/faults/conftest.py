@@ -1,0 +1,35 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the runs of a file share: their images, and the runs that nothing happens to."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import run_main, write_images
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), train=16)
+
+
+@pytest.fixture(scope="module")
+def straight(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes the run without a break of so many ranks with these flags, once.
+
+    It saves within epochs too, at other steps than its rivals.
+    """
+
+    @functools.cache
+    def make(ranks: int, *flags: Any) -> Path:
+        workspace = tmp_path_factory.mktemp("straight")
+        run_main(images, *flags, "-b", 4 // ranks, "--checkpoint-interval", 5,
+                 "--workspace", workspace, ranks=ranks)  # fmt: skip
+        return workspace
+
+    return make
