@@ -811,8 +811,8 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
         warmup_steps=round(steps * args.warmup), end_lr=args.end_lr, gamma=args.lr_gamma,
         milestones=[epoch / args.epochs for epoch in args.lr_milestones or ()] or None)
     trainer = Trainer(
-        model, model, torch.nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer, lr,
-        device=device, amp_dtype=state.amp_dtype,
+        model, model, torch.nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer,
+        lr, device=device, amp_dtype=state.amp_dtype,
         scaler=device.grad_scaler(state.amp_dtype, args.static_loss_scale,
                                   args.dynamic_loss_scale or args.static_loss_scale is None),
         num_batches=steps * accumulation, accumulation_steps=accumulation,
