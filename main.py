@@ -682,7 +682,8 @@ def open_run(
     if args.resume == "auto" and saved is None:
         logger.message("--resume auto: there is no checkpoint yet, the training starts anew")
     return Run(args, launch, device, workspace, logger, saved, seed, amp_dtype,
-               device.memory_format(args.memory_format, args.amp), files, interruption), precision
+               device.memory_format(args.memory_format, args.amp), files, interruption
+               ), precision + device.caveat
 
 
 def load_data(state: Run) -> Splits:
@@ -837,11 +838,10 @@ def check_ahead(state: Run, trainer: Trainer, loaders: dict[str, Loader]) -> Non
     if args.jit == "script":
         return  # TorchScript looks at its first runs, and would see others
     rehearsal = preflight.rehearse(trainer, args.batch_size, args.image_size, state.memory_format)
-    found = [str(rehearsal)]
-    if args.save_checkpoints:
-        found.append(preflight.check_disk(
-            state.files, rehearsal.state, args.epochs, writes=state.launch.primary))
-    state.logger.message(f"checked: {'; '.join(found)}")
+    disk = preflight.check_disk(
+        state.files, rehearsal.state, args.epochs, writes=state.launch.primary
+        ) if args.save_checkpoints else "no checkpoints"
+    state.logger.message(f"checked: {rehearsal}; {disk}")
     for line in preflight.describe(trainer, loaders, args.epochs) if args.check else ():
         state.logger.message(line)
 

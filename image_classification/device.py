@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # The growth interval of the grad scaler in NVIDIA's ResNet-50 recipe (PyTorch's default: 2000).
 _GROWTH_INTERVAL = 100
 _INITIAL_SCALE = 65536.0
+_CAVEAT = ", other rounding in each run (--deterministic: the same bits)"
 
 __all__ = [
     "DEVICE_TABLE",
@@ -63,6 +64,7 @@ class Device:
         index: index among the visible devices of that type.
         torch_device: the same as a torch.device (without an index for cpu).
         spec: the row of the device table.
+        caveat: what is not the same in each run, for the log; set by `configure`.
     """
 
     def __init__(self, spec: DeviceSpec, index: int) -> None:
@@ -73,6 +75,7 @@ class Device:
         self.spec = spec
         self.torch_device = torch.device("cpu" if spec.type == "cpu" else f"{spec.type}:{index}")
         self._module = _module_of(spec)
+        self.caveat = ""
 
     @classmethod
     def select(cls, wanted: str = "auto", local_rank: int = 0, index: int | None = None) -> Device:
@@ -188,6 +191,7 @@ class Device:
             for name, value in self.spec.deterministic_environment:
                 os.environ.setdefault(name, value)
         torch.use_deterministic_algorithms(deterministic)
+        self.caveat = "" if deterministic or not self.is_accelerator else _CAVEAT
 
     # --- precision ---
 

@@ -34,6 +34,7 @@ HUNG = 7  # exit code: a process hangs or is gone
 STOPPED = 128 + signal.SIGTERM  # exit code of a rank that was asked to stop and has saved
 FINAL = (0, 2, 3, 4, 5)  # exit codes after which a new start would end in the same way
 NEVER = float("inf")
+VMSTAT = Path("/proc/vmstat")
 prctl = getattr(ctypes.CDLL(None), "prctl", lambda *request: -1)  # only Linux has it
 
 
@@ -88,6 +89,15 @@ def signal_name(signum: int) -> str:
     with contextlib.suppress(ValueError):
         return signal.Signals(signum).name
     return f"signal {signum}"
+
+
+def oom_kills() -> int:
+    """Returns how many processes the kernel has ended for lack of memory so far (proc(5))."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in VMSTAT.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def say(text: str) -> None:
@@ -230,6 +240,7 @@ class Launcher:
     def _begin(self) -> None:
         self._ranks: list[Rank] = []
         self._failed: Rank | None = None
+        self._oom_kills = oom_kills()
         self._hung = self._reported = False
         self._pass_on_at = self._terminate_at = self._kill_at = self._give_up_at = NEVER
 
@@ -394,6 +405,8 @@ class Launcher:
         self._reported = True
         killed = rank.status < 0 and f"was killed by {signal_name(-rank.status)}"
         text = f"rank {rank.number} on {host} {killed or f'exited with code {rank.status}'}"
+        if rank.status == -signal.SIGKILL and oom_kills() > self._oom_kills:
+            text += " (the host ran out of memory: fewer workers, -j, or a smaller --batch-size)"
         if rank.log is None:
             return say(f"{text}; its output is above")
         lines: list[str] = []

@@ -201,3 +201,26 @@ def test_children_of_the_calling_shell_are_left_alone(run: Run) -> None:
     finally:
         os.kill(monitor, signal.SIGKILL)
         shell.stdout.close()
+
+
+def test_a_rank_that_the_kernel_ended_for_lack_of_memory(run: Run) -> None:
+    """The kernel counts such ends; whether the rank's was one of them is likely, not certain."""
+    (run.folder / "vmstat").write_text("nr_free_pages 7\noom_kill 4\n")
+    wrapper = run.folder / "wrapper.py"
+    wrapper.write_text(
+        f"import sys; sys.path.insert(0, {str(MULTIPROC.parent)!r})\n"
+        "from pathlib import Path\nimport multiproc\nfrom image_classification import launcher\n"
+        "launcher.VMSTAT = Path('vmstat')\nsys.exit(multiproc.main())\n"
+    )
+    script = run.folder / "script.py"
+    for count, word in ((5, True), (5, False)):
+        script.write_text(
+            f"import os, signal\nopen('vmstat', 'w').write('oom_kill {count}')\n"
+            "os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "wrapper.py", "script.py"], cwd=run.folder, capture_output=True,
+            text=True, timeout=PATIENCE,
+        )  # fmt: skip
+        assert done.returncode == 137 and "was killed by SIGKILL" in done.stderr
+        assert ("ran out of memory" in done.stderr) == word
