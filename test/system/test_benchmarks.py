@@ -118,8 +118,10 @@ def test_ours_is_wired_like_the_main_program(flags: list[str], tmp_path: Path) -
     state, _ = main.open_run(args, read_launch(), device, 0, Interruption())
     with state.logger:
         splits = main.load_data(state)
+        model = main.build_model(state, splits.num_classes)
+        main.settle_batch(state, model, splits)
         loader = main.build_loaders(state, splits)["train"]
-        theirs = main.build_trainer(state, main.build_model(state, splits.num_classes), loader)
+        theirs = main.build_trainer(state, model, loader)
     assert signature(ours) == signature(theirs)
     images, _ = next(iter(loader))
     assert images.dtype == setup.images.dtype and images.stride() == setup.images.stride()
@@ -220,3 +222,17 @@ def test_the_loader_benchmark(tmp_path: Path) -> None:
     assert 0 < record["memory"]["first_epoch_mib"] <= record["memory"]["peak_mib"]
     rounds = [entry for part in ("core", "end_to_end", "network") for entry in record[part]]
     assert all(entry["rounds"][0]["images"] == 2 for entry in rounds)
+
+
+def test_the_overhead_benchmark(tmp_path: Path) -> None:
+    target = tmp_path / "overhead.json"
+    flags = ["--device", "cpu", "--arch", "resnet18", "--image-size", "32", "--batch-size", "2"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/reliability_overhead.py", *flags, "--rounds", "1",
+         "--steps", "1", "--saves", "1", "--json", target],
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| all of it |" in done.stdout and "a save blocks for " in done.stdout
+    record = json.loads(target.read_text())
+    assert set(record["ratios"]) == {"guarded", "all of it"} and record["save"]["blocked_s"]
