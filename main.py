@@ -440,6 +440,8 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
         name = getattr(args, option.lstrip("-").replace("-", "_"))
         rules.append((name is not None and (Path(name).name != name or name in ("", "..")),
                       f"{option} {name!r}: must be a name without folders"))
+        rules.append((name not in (None, "..") and (name[:1] == "." or name.endswith(".sha256")),
+                      f"{option} {name!r}: no dot in front, and no .sha256 at the end"))
     return [line for broken, line in rules if broken]
 
 
@@ -839,7 +841,7 @@ def check_ahead(state: Run, trainer: Trainer, loaders: dict[str, Loader]) -> Non
         return  # TorchScript looks at its first runs, and would see others
     rehearsal = preflight.rehearse(trainer, args.batch_size, args.image_size, state.memory_format)
     disk = preflight.check_disk(
-        state.files, rehearsal.state, args.epochs, writes=state.launch.primary
+        state.files, rehearsal.state, args.epochs, state.interruption.held, state.launch.primary
         ) if args.save_checkpoints else "no checkpoints"
     state.logger.message(f"checked: {rehearsal}; {disk}")
     for line in preflight.describe(trainer, loaders, args.epochs) if args.check else ():

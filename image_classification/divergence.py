@@ -51,8 +51,8 @@ class StepGuard:
         device: The device of this process.
 
     Attributes:
-        bad_steps: The steps of the last unbroken row of bad ones, the oldest first, at most as many
-            as make a divergence; empty after a good one.
+        bad_steps: The steps of the last unbroken row of bad ones, the oldest first; empty after a
+            good one. A row that is long enough for a divergence stays as it is.
     """
 
     def __init__(
@@ -69,10 +69,11 @@ class StepGuard:
         self._device = device
         self._fused = all(group.get("fused") for group in optimizer.param_groups)
         self._limit = LIMIT_WITH_SCALE if scaler.is_enabled() else LIMIT
-        self._pending: deque[tuple[Place, torch.Tensor, Any]] = deque()
+        self._pending: deque[tuple[Place, int, Any]] = deque()
         self._slots = torch.zeros(LAG + 1, dtype=torch.bool)
         if device.can_pin_memory:  # else the copy to the host would wait
             self._slots = device.pin_memory(self._slots)
+        self._flags = self._slots.numpy()  # the same memory, read without an operator of torch
 
     @property
     def diverged(self) -> bool:
@@ -91,7 +92,7 @@ class StepGuard:
             clip_norm: Largest L2 norm of all gradients together, None for no clipping.
 
         Returns:
-            Whether the step was left out, bool [], the same on every rank, and the gradients' norm
+            Whether the step was bad, bool [], the same on every rank, and the gradients' norm
             before clipping, float [], None without clipping; both on the device.
         """
         norm = None
@@ -142,14 +143,15 @@ class StepGuard:
 
     def _note(self, place: Place, bad: torch.Tensor) -> None:
         """Lets the flag travel to the host, and looks at that of an earlier step."""
-        slot = self._slots[place.step % len(self._slots)]
-        slot.copy_(bad, non_blocking=True)
+        slot = place.step % len(self._slots)
+        self._slots[slot].copy_(bad, non_blocking=True)
         self._pending.append((place, slot, self._device.record_event(None)))
         if len(self._pending) > LAG:
             self._read()
 
     def _read(self) -> None:
-        place, flag, copied = self._pending.popleft()
+        place, slot, copied = self._pending.popleft()
         if copied is not None:
             copied.synchronize()
-        self.bad_steps = [*self.bad_steps, place][-self._limit :] if flag else []
+        if not self.diverged:  # else the row stays, until somebody forgets it
+            self.bad_steps = [*self.bad_steps, place] if self._flags[slot] else []

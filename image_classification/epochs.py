@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from image_classification import distributed
 from image_classification.agreement import Agreement
 from image_classification.divergence import MOST_ROLLBACKS
-from image_classification.errors import DivergedError
+from image_classification.errors import CheckpointError, DivergedError
 from image_classification.interruption import Interruption, Stopped
 from image_classification.run_files import CONFUSION_NAME, DIVERGENCE_NAME
 
@@ -150,19 +150,26 @@ class EpochLoop:
         with self.interruption.held(), contextlib.ExitStack() as cleanup:
             if self.saver is not None:
                 cleanup.callback(self.saver.finish)  # what is being written, whatever happens
-            while progress.epoch < last:
+            while progress.epoch < last and not self._is_stale():
                 try:
                     row = self._run_epoch()
+                    if progress.epoch == last or self._is_stale():
+                        self._check_last_save()
                 except DivergedError as error:
                     self._return_from(error)
-                    continue
-                if self._is_stale():
-                    best = progress.best_epoch + 1
-                    self.logger.message(f"early stop: no better top-1 since epoch {best}")
-                    break
+            if self._is_stale():
+                best = progress.best_epoch + 1
+                self.logger.message(f"early stop: no better top-1 since epoch {best}")
             if self.saver is not None:
                 self.saver.close()
         return progress.best_prec1, row
+
+    def _check_last_save(self) -> None:
+        """Waits for the last checkpoint; all ranks learn whether its weights are finite."""
+        if self.saver is not None:
+            self.saver.finish()
+        if distributed.max_over_ranks(int(self._has_diverged())):
+            self._diverge()
 
     def _is_stale(self) -> bool:
         stale = self.progress.epoch - 1 - self.progress.best_epoch
@@ -289,9 +296,8 @@ class EpochLoop:
             raise error
         if self.saver is not None:
             self.saver.finish()
-        bad_steps = trainer.guard.bad_steps
         # The ranks meet here, so that what they read has been written.
-        until = -distributed.max_over_ranks(-(bad_steps[0].step if bad_steps else trainer.step))
+        until = -distributed.max_over_ranks(-self._last_good_step())
         # One from among them serves too, if its weights are finite: those steps were left out.
         saved = self.go_back(self.logger.warning, until) or self.go_back(self.logger.warning, None)
         if saved is None:
@@ -308,6 +314,16 @@ class EpochLoop:
             f"{trainer.step}, with half the learning rate from here on"
         )
 
+    def _last_good_step(self) -> int:
+        """The optimizer step from before whatever has made the training diverge."""
+        trainer = self.trainer
+        if trainer.guard.bad_steps:
+            return trainer.guard.bad_steps[0].step
+        if self.progress.phase == "train":
+            return trainer.step  # what is not finite was not saved
+        group = trainer.batch_images * trainer.accumulation_steps
+        return trainer.step - trainer.samples_done // group  # the validation's loss is not finite
+
     def _save(self, *, best: bool = False, numbered: bool = False) -> None:
         """All ranks have a part in it: the sums for the log are spread over them."""
         if not self.saves:
@@ -322,9 +338,14 @@ class EpochLoop:
         """Saves the last finished step; all ranks leave together."""
         self._save()
         where = f"epoch {self.progress.epoch + 1}, {self.trainer.samples_done} images of it"
-        saved = f"not saved (--no-checkpoints): {where}"
+        saved, failure = f"not saved (--no-checkpoints): {where}", None
         if self.saver is not None:
-            self.saver.close()
             saved = f"saved in {where}; --resume auto goes on"
-        self._agreement.meet(self.beat)
-        raise Stopped(saved)
+            try:
+                self.saver.close()
+            except CheckpointError as error:
+                failure = error
+            if self.saver.ruined:
+                saved = "not saved, the weights are not finite; the checkpoints are from before"
+        self._agreement.meet(self.beat)  # before anybody ends: the others wait for the file
+        raise failure or Stopped(saved)

@@ -91,10 +91,7 @@ def create_optimizer(
     extra = {"fused": True} if fused else {}
     if name == "sgd":
         sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, **extra)
-        if fused and momentum:
-            # torch allocates them in the first step, and leaves them unset where that is left out.
-            for parameter in model.parameters():
-                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        _start_momentum(sgd)
         return sgd
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), **extra)
@@ -203,7 +200,22 @@ def load_state_by_name(
         if state.get(name)
     }
     optimizer.load_state_dict(restored)
+    _start_momentum(optimizer)
     return [name for name in parameters if name not in state]
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives fused SGD zeros where it has no momentum yet.
+
+    torch allocates the buffers in the first step, and leaves them unset where that is left out.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["fused"] and group["momentum"] else ():
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _strided_like(parameter: torch.Tensor, value: Any) -> Any:

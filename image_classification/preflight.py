@@ -22,7 +22,7 @@ from torch import nn
 
 from image_classification import distributed, host_memory
 from image_classification.checkpoint import snapshot
-from image_classification.errors import CheckpointError, DeviceMemoryError
+from image_classification.errors import CheckpointError, DeviceMemoryError, UsageError
 
 if TYPE_CHECKING:
     from image_classification.checkpoint_files import CheckpointFiles
@@ -71,7 +71,7 @@ def rehearse(trainer: Trainer, batch_size: int, image_size: int, layout: Any) ->
     """Trains and validates one batch at full size, and puts everything back as it was.
 
     Args:
-        trainer: Not yet wrapped for several ranks; each rank rehearses alone.
+        trainer: Not yet wrapped for several ranks: no gradients are shared. All ranks call it.
         batch_size: Images of a batch.
         image_size: Their side.
         layout: Their memory format.
@@ -136,14 +136,19 @@ def _unchanged(trainer: Trainer) -> Iterator[None]:
 
 
 def check_disk(
-    files: CheckpointFiles, state: dict[str, Any], epochs: int, *, writes: bool
+    files: CheckpointFiles,
+    state: dict[str, Any],
+    epochs: int,
+    held: Callable[[], contextlib.AbstractContextManager[None]],
+    writes: bool,
 ) -> str:
     """Writes a checkpoint at full size, removes it, and compares the disk with what is planned.
 
     Args:
         files: Those of the run.
         state: The checkpoint.
-        epochs: Epochs that are left.
+        epochs: Of the training.
+        held: A context in which no signal raises: within torch.save the exception would get lost.
         writes: Whether this rank does it; all ranks call it.
 
     Returns:
@@ -155,7 +160,8 @@ def check_disk(
     text = problem = ""
     if writes:
         try:
-            text = _try_disk(files, state, epochs)
+            with held():
+                text = _try_disk(files, state, epochs)
         except CheckpointError as error:
             problem = str(error)
     text, problem = distributed.share_from_primary([text, problem])
@@ -203,7 +209,9 @@ def describe(trainer: Trainer, loaders: dict[str, Loader], epochs: int) -> list[
     """
     lines = []
     for split, loader in loaders.items():
-        images, target = next(iter(loader))
+        images, target = next(iter(loader), (None, None))
+        if images is None or target is None:
+            continue  # other ranks have them all
         lines.append(
             f"{split}: {loader.num_samples} images per epoch, batches of {list(images.shape)}, "
             f"classes {int(target.min())} to {int(target.max())} in the first one"
@@ -217,11 +225,21 @@ def describe(trainer: Trainer, loaders: dict[str, Loader], epochs: int) -> list[
 
 
 def _candidates(images: int, group: float) -> list[int]:
-    """Batch sizes to choose from, growing: those that make up a group, else powers of two."""
-    most = max(1, min(images, LARGEST_BATCH))
+    """Batch sizes to choose from, growing: those that make up a group, else powers of two.
+
+    One image is no batch: BatchNorm cannot learn from it where images are small.
+    """
+    most = min(images, LARGEST_BATCH)
+    fitting = [2**power for power in range(1, most.bit_length())]
     if group > 0:
-        return [one for one in range(1, most + 1) if group % one == 0]
-    return [2**power for power in range(most.bit_length())]
+        fitting = [one for one in range(2, most + 1) if group % one == 0]
+    if not fitting:
+        of = f", and {group:g} per optimizer step," if group > 0 else ""
+        raise UsageError(
+            f"--batch-size auto: {images} training images per device{of} leave no batch of two or "
+            "more; give a number, and an --optimizer-batch-size that all devices can share"
+        )
+    return fitting
 
 
 def fitting_batch_size(
@@ -254,6 +272,7 @@ def fitting_batch_size(
 
     Raises:
         DeviceMemoryError: Not even the smallest fits.
+        UsageError: There is no batch to choose from.
     """
     weights = sum(one.numel() * one.element_size() for one in model.parameters())
     total = _memory_for(device, processes) - copies * weights

@@ -11,7 +11,7 @@ from typing import Any
 
 from image_classification.checkpoint import is_finite, snapshot
 from image_classification.checkpoint_files import CheckpointFiles
-from image_classification.errors import CheckpointError, DivergedError
+from image_classification.errors import CheckpointError
 
 # Seconds before another try after a save that failed.
 _PATIENCE = (0.5, 2.0, 8.0)
@@ -81,14 +81,8 @@ class Saver:
 
         Raises:
             CheckpointError: The last one could not be written.
-            DivergedError: Its weights are not finite.
         """
         self.finish()
-        if self.ruined:
-            raise DivergedError(
-                "the weights or BatchNorm statistics are not finite; try a lower --lr or "
-                "--clip-grad-norm 1; the checkpoints are from before"
-            )
         if self._failure is not None:
             raise self._failure
 

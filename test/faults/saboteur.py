@@ -169,18 +169,21 @@ def arm() -> None:
         phase, seconds = os.environ["PAUSE"].split()
         pauses = Pauses(phase, float(seconds))
         sys.meta_path.insert(0, DuringImport(pauses))
-    load_data = main.load_data
+    pauses.before(main, "load_data", "data")
+    load_data, check_ahead = main.load_data, main.check_ahead
 
     def armed_load_data(state: Any) -> Any:
         if "SABOTAGE" in os.environ:
             rank, step, kind = os.environ["SABOTAGE"].split()
             put_fault(rank, int(step), kind)
-        if "PAUSE" in os.environ:
-            put_pauses(pauses)
-        pauses.at("data")
         return load_data(state)
 
-    main.load_data = armed_load_data
+    def armed_check_ahead(*args: Any) -> None:
+        check_ahead(*args)
+        if "PAUSE" in os.environ:  # its step and its checkpoint are none of the training's
+            put_pauses(pauses)
+
+    main.load_data, main.check_ahead = armed_load_data, armed_check_ahead
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_no_file_may_grow_from_the_start(images: Path, straight: Path, workspace
     assert len(done.stderr.splitlines()) == 1
     check_files(workspace, set())
     finish(images, workspace, straight)
-    record("file size limit, lasting", "all saves", exit_code=4, lost_steps=6)
+    record("file size limit, lasting", "before the start", exit_code=4, lost_steps=0)
 
 
 @on_request
@@ -197,17 +197,30 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
 @on_request
 @pytest.mark.parametrize("place", ["workspace", "generations"])
 def test_a_full_disk(images: Path, straight: Path, workspace: Path, place: str) -> None:
-    """Room for one checkpoint and a half; logs share the disk, or it is that of the checkpoints."""
+    """Others fill it after the first save; logs share it, or it is that of the checkpoints."""
     disk = workspace if place == "workspace" else workspace / "generations"
-    with small_disk(disk, 135):
-        run = (images, *SMALL, *BATCH, "--workspace", workspace)
-        done = run_main(*run, expect=4)
-        assert "could not write a checkpoint" in done.stderr
-        assert "Traceback" not in done.stderr
+    with small_disk(disk, 500):
+        victim = Victim(images, *SMALL, "--workspace", workspace, batch=8)
+        assert wait_until((workspace / "model_best.pth.tar.sha256").exists, 90.0)
+        (disk / "ballast").write_bytes(bytes(500 - 90 - 40 << 20))
+        assert victim.wait() == 4, victim.output[-3000:]
+        assert "No space left on device" in victim.output.splitlines()[-1]
+        assert "Traceback" not in victim.output
+        (disk / "ballast").unlink()
         check_files(workspace, {1})
-        subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
         finish(images, workspace, straight)
     record("full disk, lasting", f"last save, {place}", exit_code=4, lost_steps=3)
+
+
+@on_request
+def test_a_disk_that_is_too_small(images: Path, workspace: Path) -> None:
+    """Four checkpoints can be there at a time; nothing is trained that could not be saved."""
+    with small_disk(workspace, 200):
+        done = run_main(images, *SMALL, *BATCH, "--workspace", workspace, expect=4)
+        assert "the checkpoints of this run need" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        check_files(workspace, set())
+    record("disk too small", "before the start", exit_code=4, lost_steps=0)
 
 
 @on_request

@@ -266,7 +266,12 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --run-name ..", "--run-name '..': must be a name without folders"),
         ("DIR --checkpoint model_best.pth.tar",
          "--checkpoint-filename, --raport-file, model_best.pth.tar, confusion.json, "
-         "divergence.json, confusion_evaluation.json, metrics.jsonl must differ"),
+         "divergence.json, confusion_evaluation.json, metrics.jsonl, bad_files.txt, generations, "
+         "tensorboard must differ"),
+        ("DIR --checkpoint .last",
+         "--checkpoint-filename '.last': no dot in front, and no .sha256 at the end"),
+        ("DIR --raport-file a.sha256",
+         "--raport-file 'a.sha256': no dot in front, and no .sha256 at the end"),
         ("DIR --data-backend dali-mlu",
          "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast"),
     ],

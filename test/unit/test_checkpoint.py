@@ -195,9 +195,9 @@ ELSEWHERE = {
     "pretrained_weights", "jit", "device", "gpu_id", "pyamp", "cnmix", "opt_level", "fp16",
     "memory_format", "deterministic", "gpu_affinity", "dist_backend", "world_size", "addr",
     "run_epochs", "on_divergence", "early_stopping_patience", "seeds", "optimizer", "check",
-    "evaluate", "training_only", "topk", "workspace", "run_name", "resume", "save_checkpoints",
-    "checkpoint_filename", "gather_checkpoints", "checkpoint_interval", "raport_file", "print_freq",
-    "tensorboard",
+    "doctor", "evaluate", "training_only", "topk", "workspace", "run_name", "resume",
+    "save_checkpoints", "checkpoint_filename", "gather_checkpoints", "checkpoint_interval",
+    "raport_file", "print_freq", "tensorboard",
 }  # fmt: skip
 COMPARED = (*checkpoint._COURSE, *checkpoint._INITIAL)
 

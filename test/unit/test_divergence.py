@@ -15,8 +15,10 @@ from test_trainer import Batches, make_batches, make_net, make_trainer, run_epoc
 
 import main
 from image_classification.divergence import LAG, LIMIT, LIMIT_WITH_SCALE, MOST_ROLLBACKS
+from image_classification.errors import DivergedError
 from image_classification.optimizers import create_optimizer
 from image_classification.training import Trainer
+from image_classification.validation import Validator
 
 NAN = float("nan")
 
@@ -67,7 +69,8 @@ def test_one_bad_batch_of_a_group_spoils_its_step() -> None:
 
 def test_the_host_looks_at_a_fixed_lag() -> None:
     trainer = make_trainer(make_net(norm=False), num_batches=99)
-    batches = spoil(make_batches(30, 4), *range(10, 10 + LIMIT))
+    end = 10 + LIMIT - 1
+    batches = spoil(make_batches(30, 4), *range(10, end))
     known = []
     trainer._enter_train_mode()
     for images, target in batches:
@@ -75,7 +78,7 @@ def test_the_host_looks_at_a_fixed_lag() -> None:
         known.append([place.step for place in trainer.guard.bad_steps])
     for number, steps in enumerate(known):
         seen = number - LAG  # the last step whose flag was looked at
-        row = list(range(10, seen + 1)) if 10 <= seen < 10 + LIMIT else []
+        row = list(range(10, seen + 1)) if 10 <= seen < end else []
         assert steps == row, number
     assert not trainer.guard.diverged
 
@@ -86,6 +89,15 @@ def test_so_many_in_a_row(count: int, diverged: bool) -> None:
     run_epoch(trainer, spoil(make_batches(count, 4), *range(count)))
     assert trainer.guard.diverged == diverged
     assert trainer.sums.skipped_steps == count
+
+
+def test_a_divergence_is_not_forgotten_for_good_steps_after_it() -> None:
+    trainer = make_trainer(make_net(norm=False), num_batches=20)
+    run_epoch(trainer, spoil(make_batches(20, 4), *range(3, 3 + LIMIT)))
+    assert trainer.guard.diverged
+    assert [place.step for place in trainer.guard.bad_steps] == [3, 4, 5, 6, 7]
+    trainer.guard.forget()
+    assert not trainer.guard.diverged
 
 
 def test_a_loss_scale_may_fall_for_a_while() -> None:
@@ -183,6 +195,44 @@ def test_statistics_that_are_not_finite_end_the_training(
     assert main.main([*command, "--resume", "auto", "--on-divergence", "rollback"]) == 5
     monkeypatch.setattr(Trainer, "train_step", healthy)
     assert main.main([*command, "--resume", "auto"]) == 0
+
+
+def test_a_validation_that_diverges_goes_back_to_before_its_epoch(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    healthy, calls = Validator._result, []
+
+    def result(*parts: Any) -> Any:
+        calls.append(parts)
+        if len(calls) == 2:
+            raise DivergedError("the validation loss is nan")
+        return healthy(*parts)
+
+    monkeypatch.setattr(Validator, "_result", result)
+    command = [str(images), *COMMON, "--epochs", "2", "--workspace", str(tmp_path)]
+    # No save within the epoch is newer than the end of the one before; one at its end is.
+    assert main.main([*command, "--checkpoint-interval", "18", "--on-divergence", "rollback"]) == 0
+    assert "rollback 1 of 3: back at optimizer step 18" in capsys.readouterr().out
+    assert checkpoint(tmp_path / "checkpoint.pth.tar")["counters"]["step"] == 36
+
+
+def test_statistics_that_are_ruined_in_the_last_step(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    healthy, left = Trainer.train_step, [1]
+
+    def train_step(trainer: Trainer, batch: torch.Tensor, target: torch.Tensor) -> None:
+        spoiled = trainer.step == 17 and left[0] > 0
+        left[0] -= spoiled
+        healthy(trainer, batch * NAN if spoiled else batch, target)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    code = main.main([str(images), *COMMON, "--epochs", "1", "--workspace", str(tmp_path),
+                      "--training-only", "--on-divergence", "rollback"])  # fmt: skip
+    assert code == 0
+    assert "rollback 1 of 3: back at optimizer step 12" in capsys.readouterr().out
+    saved = checkpoint(tmp_path / "checkpoint.pth.tar")
+    assert (saved["epoch"], saved["counters"]["step"]) == (1, 18)
 
 
 def test_rollbacks_come_to_an_end(

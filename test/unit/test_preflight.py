@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from image_classification.checkpoint_files import CheckpointFiles
 from image_classification.control_group import ControlGroup
 from image_classification.device import Device
 from image_classification.ema import ModelEma
-from image_classification.errors import CheckpointError, DeviceMemoryError
+from image_classification.errors import CheckpointError, DeviceMemoryError, UsageError
 
 CPU = Device.select("cpu")
 NCHW = torch.contiguous_format
@@ -139,16 +140,16 @@ def test_room_for_all_planned_checkpoints(
     assert 2**20 < each < 2**20 + 2**13 and list(tmp_path.iterdir()) == []
     free = planned * each - 1
     with pytest.raises(CheckpointError, match=rf"\({planned} of 1 MiB\).*choose another"):
-        preflight.check_disk(files, state_of(2**20), 90, writes=True)
+        preflight.check_disk(files, state_of(2**20), 90, nullcontext, True)
     free += 1
     assert f"up to {planned} of them" in preflight.check_disk(
-        files, state_of(2**20), 90, writes=True
+        files, state_of(2**20), 90, nullcontext, True
     )
     # Those that are there will be replaced.
     (tmp_path / "checkpoint.pth.tar").write_bytes(b"x" * each)
     free -= each
-    preflight.check_disk(files, state_of(2**20), 90, writes=True)
-    assert preflight.check_disk(files, {}, 90, writes=False) == ""
+    preflight.check_disk(files, state_of(2**20), 90, nullcontext, True)
+    assert preflight.check_disk(files, {}, 90, nullcontext, False) == ""
 
 
 def test_a_disk_that_cannot_be_written_ends_the_run_before_it_starts(
@@ -204,10 +205,15 @@ def test_what_does_not_fit_in_truth_is_not_taken() -> None:
 
 
 def test_candidates_make_up_the_group_and_fit_the_data() -> None:
-    assert preflight._candidates(1000, -1) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    assert preflight._candidates(100, -1) == [1, 2, 4, 8, 16, 32, 64]
-    assert preflight._candidates(1000, 24) == [1, 2, 3, 4, 6, 8, 12, 24]
-    assert preflight._candidates(1000, 2.5) == []  # no number of batches makes it up
+    assert preflight._candidates(1000, -1) == [2, 4, 8, 16, 32, 64, 128, 256]
+    assert preflight._candidates(100, -1) == [2, 4, 8, 16, 32, 64]
+    assert preflight._candidates(1000, 24) == [2, 3, 4, 6, 8, 12, 24]
+
+
+@pytest.mark.parametrize(("images", "group"), [(1, -1), (0, -1), (1000, 2.5), (1000, 1)])
+def test_no_batch_to_choose_from(images: int, group: float) -> None:
+    with pytest.raises(UsageError, match="leave no batch of two"):
+        preflight._candidates(images, group)
 
 
 def test_a_trial_leaves_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +226,7 @@ def test_a_trial_leaves_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     assert all(parameter.grad is None for parameter in net.parameters())
     monkeypatch.setattr(host_memory, "available", lambda: 0)
     monkeypatch.setattr(host_memory, "peak", lambda: 2**30)
-    with pytest.raises(DeviceMemoryError, match="not even --batch-size 1 fits"):
+    with pytest.raises(DeviceMemoryError, match="not even --batch-size 2 fits"):
         preflight.fitting_batch_size(net, CPU, **options)
 
 
