@@ -14,6 +14,7 @@ import contextlib
 import importlib.abc
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -141,9 +142,13 @@ def put_fault(rank: str, step: int, kind: str) -> None:
     healthy, build_loaders = Trainer.train_step, main.build_loaders
 
     def train_step(self: Trainer, *batch: Any) -> None:
-        if self.step == step:
+        struck = self.step == step
+        if struck and kind != "ruin":
             strike(kind)
         healthy(self, *batch)
+        if struck:  # statistics that cannot be saved, and a request to stop
+            self.model.bn1.running_mean.fill_(float("nan"))
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def build_spoiled_loaders(*args: Any) -> Any:
         loaders = build_loaders(*args)

@@ -151,3 +151,12 @@ def test_without_checkpoints_nothing_is_saved(images: Path, tmp_path: Path) -> N
     assert (end.exit_code, end.leftover) == (143, 0)
     assert "stopped by a signal; not saved (--no-checkpoints)" in victim.output
     assert not (tmp_path / "w/generations").exists()
+
+
+@on_request
+def test_a_request_to_stop_when_nothing_can_be_saved(images: Path, tmp_path: Path) -> None:
+    """A step has ruined the statistics of BatchNorm, and rank 0 is asked to stop."""
+    victim = Victim(images, *FLAGS, "--on-divergence", "rollback", "--workspace", tmp_path / "w",
+                    ranks=2, sabotage="0 4 ruin")  # fmt: skip
+    assert victim.wait() == 143, victim.output[-3000:]
+    assert "not saved, the weights are not finite" in victim.output

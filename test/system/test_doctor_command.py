@@ -50,3 +50,12 @@ def test_an_accelerator_and_a_limit_that_is_too_low(tmp_path: Path) -> None:
     for topic in ("npu:0", "npu:1", "gloo", "hccl", "device plug-ins"):
         assert found[topic].startswith("ok "), found[topic]
     assert "takes npu" in found["--device auto"] and "Fake Ascend 910B" in found["npu:1"]
+
+
+def test_nobody_need_read_it(tmp_path: Path) -> None:
+    command = f'"{sys.executable}" "{ROOT / "main.py"}" --doctor | head -n 1'
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=environment(), capture_output=True, text=True,
+        timeout=280,
+    )  # fmt: skip
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1
