@@ -58,12 +58,8 @@ class Agreement:
         self._asked = work, votes
         return found
 
-    def forget(self) -> None:
-        """Drop the answers of the last call; all ranks do."""
-        self._collect()
-
     def meet(self, alive: Callable[[], None] = lambda: None) -> None:
-        """Wait until every rank has come here.
+        """Wait until every rank has come here; the answers of the last `ask` are dropped.
 
         Args:
             alive: Called now and then while waiting.

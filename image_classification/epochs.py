@@ -166,10 +166,15 @@ class EpochLoop:
 
     def _check_last_save(self) -> None:
         """Waits for the last checkpoint; all ranks learn whether its weights are finite."""
-        if self.saver is not None:
-            self.saver.finish()
+        self._wait_for_file()
         if distributed.max_over_ranks(int(self._has_diverged())):
             self._diverge()
+
+    def _wait_for_file(self) -> None:
+        """All ranks wait until the checkpoint that is being written is there, and stay alive."""
+        if self.saver is not None:
+            self.saver.finish()
+        self._agreement.meet(self.beat)
 
     def _is_stale(self) -> bool:
         stale = self.progress.epoch - 1 - self.progress.best_epoch
@@ -294,9 +299,7 @@ class EpochLoop:
         trainer = self.trainer
         if self.go_back is None or trainer.rollbacks >= MOST_ROLLBACKS:
             raise error
-        if self.saver is not None:
-            self.saver.finish()
-        # The ranks meet here, so that what they read has been written.
+        self._wait_for_file()
         until = -distributed.max_over_ranks(-self._last_good_step())
         # One from among them serves too, if its weights are finite: those steps were left out.
         saved = self.go_back(self.logger.warning, until) or self.go_back(self.logger.warning, None)
@@ -307,7 +310,6 @@ class EpochLoop:
         vars(self.progress).update(vars(Progress.of(saved)))
         if self.saver is not None:
             self.saver.ruined = False
-        self._agreement.forget()
         self._saved_step, self._asked = trainer.step, False
         self.logger.warning(
             f"rollback {trainer.rollbacks} of {MOST_ROLLBACKS}: back at optimizer step "
