@@ -12,14 +12,13 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import signal
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from image_classification.errors import LostPeerError, UsageError
-from image_classification.launcher import HEARTBEAT, PR_SET_PDEATHSIG, prctl
+from image_classification.launcher import HEARTBEAT, die_with_parent
 
 if TYPE_CHECKING:
     import torch
@@ -75,10 +74,7 @@ def die_with_torchrun() -> None:
     started this process: the agent's main thread, which waits for its ranks (Linux).
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        parent = os.getppid()
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if os.getppid() != parent:  # it died before the request
-            os._exit(1)
+        die_with_parent(os.getppid())
 
 
 def read_launch() -> Launch:

@@ -137,6 +137,8 @@ class StepGuard:
     def _overflow(self, like: torch.Tensor) -> torch.Tensor:
         """The scaler's flags of this step, which torch keeps on the device."""
         bad = torch.zeros_like(like)
+        if not hasattr(self._scaler, "_found_inf_per_device"):
+            return bad  # a vendor's own
         for found in self._scaler._found_inf_per_device(self._optimizer).values():
             bad = bad | (found.reshape(()) > 0).to(bad.device)
         return bad

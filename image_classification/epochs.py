@@ -19,7 +19,6 @@ from image_classification.run_files import CONFUSION_NAME, DIVERGENCE_NAME
 
 if TYPE_CHECKING:
     from image_classification.dataloaders import Loader
-    from image_classification.divergence import Place
     from image_classification.logger import Logger
     from image_classification.save_interval import SaveInterval
     from image_classification.saver import Saver
@@ -167,8 +166,7 @@ class EpochLoop:
     def _check_last_save(self) -> None:
         """Waits for the last checkpoint; all ranks learn whether its weights are finite."""
         self._wait_for_file()
-        if distributed.max_over_ranks(int(self._has_diverged())):
-            self._diverge()
+        self._diverge_together()
 
     def _wait_for_file(self) -> None:
         """All ranks wait until the checkpoint that is being written is there, and stay alive."""
@@ -209,8 +207,7 @@ class EpochLoop:
             loader, epoch, epochs=self.epochs, print_freq=self.print_freq, logger=self.logger,
             between_steps=self._between_steps,
         )  # fmt: skip
-        if distributed.max_over_ranks(int(self._has_diverged())):
-            self._diverge()
+        self._diverge_together()
         row["train.epoch_time"] = time.perf_counter() - started
         if (news := loader.news()) is not None:
             self.logger.warning(news)
@@ -265,6 +262,11 @@ class EpochLoop:
         """Whether this rank knows of too many bad steps, or of weights that cannot be saved."""
         return self.trainer.guard.diverged or (self.saver is not None and self.saver.ruined)
 
+    def _diverge_together(self) -> None:
+        """Ends the training where any rank knows of a divergence; the ranks wait for each other."""
+        if distributed.max_over_ranks(int(self._has_diverged())):
+            self._diverge()
+
     def _diverge(self) -> NoReturn:
         """Says what was bad; all ranks have agreed on it."""
         steps, trainer = self.trainer.guard.bad_steps, self.trainer
@@ -274,21 +276,24 @@ class EpochLoop:
                 f"{self.progress.epoch + 1}, optimizer step {trainer.step}); {_CURE}"
             )
         first, last, rate = steps[0], steps[-1], trainer.rate(steps[-1].step)
-        samples = {place.step: [*map(self.name_sample, self._samples_of(place))] for place in steps}
+        samples = {
+            place.step: self.loaders["train"].sample_ids(
+                place.epoch, place.samples, trainer.step_images
+            )
+            for place in steps
+        }
         content = {"rates": {place.step: trainer.rate(place.step) for place in steps},
-                   "loss_scale": trainer.scale(), "samples": samples}  # fmt: skip
+                   "loss_scale": trainer.scale(),
+                   "samples": {step: [*map(self.name_sample, numbers)]
+                               for step, numbers in samples.items()}}  # fmt: skip
         self.logger.document(DIVERGENCE_NAME, content)
-        ids = ", ".join(map(str, self._samples_of(last)[:3]))
+        ids = ", ".join(map(str, samples[last.step][:3]))
         raise DivergedError(
             f"loss or gradients were not finite in {len(steps)} optimizer steps in a row "
             f"({first.step} to {last.step}, epoch {last.epoch + 1}; lr {rate:.6g}, loss scale "
             f"{trainer.scale():g}, samples {ids}, ... in the last one, {DIVERGENCE_NAME} has all); "
             f"{_CURE}"
         )
-
-    def _samples_of(self, place: Place) -> list[int]:
-        count = self.trainer.batch_images * self.trainer.accumulation_steps
-        return self.loaders["train"].sample_ids(place.epoch, place.samples, count)
 
     def _return_from(self, error: DivergedError) -> None:
         """Goes back to a checkpoint from before the bad steps.
@@ -323,8 +328,8 @@ class EpochLoop:
             return trainer.guard.bad_steps[0].step
         if self.progress.phase == "train":
             return trainer.step  # what is not finite was not saved
-        group = trainer.batch_images * trainer.accumulation_steps
-        return trainer.step - trainer.samples_done // group  # the validation's loss is not finite
+        # The validation's loss is not finite.
+        return trainer.step - trainer.samples_done // trainer.step_images
 
     def _save(self, *, best: bool = False, numbered: bool = False) -> None:
         """All ranks have a part in it: the sums for the log are spread over them."""

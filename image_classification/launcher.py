@@ -38,6 +38,17 @@ VMSTAT = Path("/proc/vmstat")
 prctl = getattr(ctypes.CDLL(None), "prctl", lambda *request: -1)  # only Linux has it
 
 
+def die_with_parent(parent: int) -> None:
+    """Asks the kernel to end this process when the thread that started it ends (Linux).
+
+    Args:
+        parent: The process of that thread; this one ends at once if it is gone already.
+    """
+    prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def rank_environment(options: argparse.Namespace, local_rank: int) -> dict[str, str]:
     """Returns the environment of one rank."""
     local_size = options.nproc_per_node
@@ -174,11 +185,6 @@ def start_rank(options: argparse.Namespace, local_rank: int) -> Rank:
     command = [sys.executable, "-u", options.script, *options.arguments]
     launcher = os.getpid()
 
-    def die_with_launcher() -> None:
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if os.getppid() != launcher:  # it died before the request
-            os._exit(1)
-
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     environment[HEARTBEAT] = str(writer)
@@ -200,7 +206,7 @@ def start_rank(options: argparse.Namespace, local_rank: int) -> Rank:
             stdout=log,
             stderr=subprocess.STDOUT if log else None,
             start_new_session=True,
-            preexec_fn=die_with_launcher,
+            preexec_fn=lambda: die_with_parent(launcher),
             pass_fds=[writer],
         )
         path = Path(log.name) if log else None

@@ -9,11 +9,9 @@ its memory does not grow with the data set or with time.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -40,9 +38,9 @@ from image_classification.image_reading import (
     read_image,
     train_pixels,
 )
+from image_classification.launcher import PR_SET_PDEATHSIG, prctl
 from image_classification.sample_reader import create_policy, seeded
 
-_PR_SET_PDEATHSIG = 1
 _OPEN_FILES = 16
 _WATCH_INTERVAL_S = 1.0
 
@@ -173,8 +171,7 @@ def die_with_parent() -> None:
     signal comes when the *thread* that started the worker ends: start loaders in a thread that
     lives as long as they do.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         os._exit(1)

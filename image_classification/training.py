@@ -242,6 +242,11 @@ class Trainer:
         self.samples_done = 0
         self.sums.start_epoch()
 
+    @property
+    def step_images(self) -> int:
+        """Images of an optimizer step over all ranks."""
+        return self.batch_images * self.accumulation_steps
+
     def rate(self, step: int) -> float:
         """Returns the learning rate of an optimizer step."""
         return self.lr(step) * ROLLBACK_FACTOR**self.rollbacks
@@ -314,7 +319,7 @@ class Trainer:
     def _load_position(self, saved: dict[str, Any]) -> None:
         """Goes to the place within the epoch, with the sums of what is done of it."""
         self.samples_done = int(saved["samples_done"])
-        group = self.batch_images * self.accumulation_steps
+        group = self.step_images
         if self.samples_done % group or self.samples_done > self.num_batches * self.batch_images:
             raise CheckpointError(
                 f"the checkpoint stopped within an epoch, after {self.samples_done} images: that "

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from image_classification.launcher import PR_SET_PDEATHSIG, prctl, signal_group, signal_name
+from image_classification.launcher import die_with_parent, signal_group, signal_name
 
 # Starts the line of a probe that holds an answer; vendors' libraries print what they like.
 MARK = "doctor's probe: "
@@ -90,12 +90,6 @@ class Job:
         self._deadline = time.monotonic() + timeout_s
         self._outcome: Outcome | None = None
         doctor = os.getpid()
-
-        def die_with_the_doctor() -> None:
-            prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-            if os.getppid() != doctor:  # it died before the request
-                os._exit(1)
-
         try:
             self._files = [_memory_file(), _memory_file()]
             self._process = subprocess.Popen(
@@ -105,7 +99,7 @@ class Job:
                 stdout=self._files[0],
                 stderr=self._files[1],
                 start_new_session=True,
-                preexec_fn=die_with_the_doctor,
+                preexec_fn=lambda: die_with_parent(doctor),
             )
         except OSError as error:
             self._outcome = Outcome("", f"cannot be started: {error.strerror or error}")

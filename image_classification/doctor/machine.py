@@ -15,15 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from image_classification.affinity import usable_cores
-from image_classification.control_group import (
-    ControlGroup,
-    number_in,
-    read_control_group,
-    read_text,
-)
+from image_classification.control_group import ControlGroup, number_in, read_control_group
 from image_classification.cpu_features import cpu_info
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.doctor.finding import Finding, fix, gib, note, ok
+from image_classification.host_memory import read_meminfo
 
 UNLIMITED = resource.RLIM_INFINITY
 _GIB = 2**30
@@ -96,12 +92,6 @@ def memory_findings(meminfo: Mapping[str, int], group: ControlGroup) -> Iterator
             "killed processes", f"{group.killed} in this container or job, as memory was short",
             cure,
         )  # fmt: skip
-
-
-def read_meminfo() -> dict[str, int]:
-    """The fields of /proc/meminfo in bytes."""
-    lines = re.findall(r"^(\w+):\s+(\d+) kB", read_text(Path("/proc/meminfo")), re.M)
-    return {name: 1024 * int(number) for name, number in lines}
 
 
 def shared_memory_finding(space: tuple[int, int] | None, ranks: int, fast: bool) -> Finding:

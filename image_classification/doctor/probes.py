@@ -33,7 +33,7 @@ from image_classification.device_table import (
 from image_classification.doctor.finding import one_line
 from image_classification.doctor.jobs import MARK
 from image_classification.errors import UserError
-from image_classification.launcher import PR_SET_PDEATHSIG, prctl, signal_name
+from image_classification.launcher import die_with_parent, signal_name
 
 if TYPE_CHECKING:
     import torch
@@ -168,12 +168,12 @@ def _add_up(device_type: str, count: str) -> Answer:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = {}
+    ranks, parent = {}, os.getpid()
     for rank in range(int(count)):
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _be_rank(device_type, rank, int(count), port, writer)
+            _be_rank(parent, device_type, rank, int(count), port, writer)
         os.close(writer)
         ranks[pid] = (rank, reader)
     answer: Answer = {}
@@ -197,9 +197,11 @@ def _add_up(device_type: str, count: str) -> Answer:
     return answer
 
 
-def _be_rank(device_type: str, rank: int, count: int, port: int, writer: int) -> None:
+def _be_rank(
+    parent: int, device_type: str, rank: int, count: int, port: int, writer: int
+) -> None:
     """The rest of the life of a process that was forked: tells its answer and ends."""
-    prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    die_with_parent(parent)
     signal.alarm(COLLECTIVE_S)  # a library may hang where no exception reaches it
     try:
         text, code = json.dumps(_all_reduce(device_type, rank, count, port)), 0

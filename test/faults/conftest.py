@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import run_main, write_images
+from victims import BATCH, SMALL, run_here
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +35,17 @@ def straight(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         return workspace
 
     return make
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def intact(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The smallest run, to which nothing has happened."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    assert run_here(few, *SMALL, *BATCH, "--workspace", folder) == 0
+    yield folder
+    shutil.rmtree(folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from record import record
-from runs import checkpoint, run_main, same, write_images
+from runs import checkpoint, run_main, same
 from victims import BATCH, SMALL, Victim, differences, on_request, run_here, whole
 
 from image_classification.checkpoint_files import CheckpointFiles, load_resume
@@ -22,24 +22,10 @@ from image_classification.checkpoint_files import CheckpointFiles, load_resume
 LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def straight(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("runs") / "straight"
-    assert run_here(images, *SMALL, *BATCH, "--workspace", folder) == 0
-    yield folder
-    shutil.rmtree(folder)
-
-
 @pytest.fixture
-def run(straight: Path, tmp_path: Path) -> Iterator[Path]:
+def run(intact: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of it, to be damaged; hard links stay such."""
-    subprocess.run(["cp", "-a", straight, tmp_path / "w"], check=True)
+    subprocess.run(["cp", "-a", intact, tmp_path / "w"], check=True)
     yield tmp_path / "w"
     shutil.rmtree(tmp_path / "w", ignore_errors=True)
 
@@ -127,17 +113,17 @@ ALWAYS = ("99.9 %", "folder")
 
 @pytest.mark.parametrize("harm", [*ALWAYS, *whole(*(name for name in HARM if name not in ALWAYS))])
 def test_the_generation_before_is_taken(
-    images: Path, straight: Path, run: Path, harm: str, capsys: pytest.CaptureFixture[str]
+    few: Path, intact: Path, run: Path, harm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run ends where the one without damage did."""
     newest = run / "generations/000002.pth.tar"
     spoil, reason = HARM[harm]
     spoil(newest)
-    assert run_here(images, *SMALL, *BATCH, "--workspace", run, "--resume", "auto") == 0
+    assert run_here(few, *SMALL, *BATCH, "--workspace", run, "--resume", "auto") == 0
     told = [line for line in capsys.readouterr().out.splitlines() if str(newest) in line]
     assert len(told) == 1 and reason in told[0]
     assert f"takes {newest.with_name('000001.pth.tar')} instead (epochs done: 1)" in told[0]
-    assert differences(run, straight) == []
+    assert differences(run, intact) == []
     left = [path.name for path in CheckpointFiles(run).generations()]
     assert left == ["000003.pth.tar", "000001.pth.tar"]
     record(f"damaged: {harm}", "newest generation", lost_steps=3, exit_code=0)
@@ -204,23 +190,23 @@ def test_a_damaged_last_checkpoint_costs_nothing(run: Path, harm: str) -> None:
 
 
 def test_a_copy_without_check_sum_is_taken_with_a_note(
-    images: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    few: Path, intact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "mine.pth.tar"
-    os.link(straight / LAST, copy)
-    command = (images, *SMALL, *BATCH, "--resume", copy, "--workspace", tmp_path / "w")
+    os.link(intact / LAST, copy)
+    command = (few, *SMALL, *BATCH, "--resume", copy, "--workspace", tmp_path / "w")
     assert run_here(*command) == 0
     out = capsys.readouterr().out
     assert f"{copy} has no check sum beside it (mine.pth.tar.sha256): taken as it is" in out
     assert "nothing left to do: 2 of 2 epochs are done" in out
 
 
-def test_nothing_valid_is_left(images: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_valid_is_left(few: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run does not start anew over what somebody may still want to rescue."""
     for path in [*run.rglob("*.pth.tar")]:
         os.truncate(path, path.stat().st_size // 2)
     before = {path: path.stat().st_size for path in run.rglob("*") if path.is_file()}
-    assert run_here(images, *SMALL, *BATCH, "--workspace", run, "--resume", "auto") == 4
+    assert run_here(few, *SMALL, *BATCH, "--workspace", run, "--resume", "auto") == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert "can be used: generations/000002.pth.tar, generations/000001.pth.tar" in line
     assert {path: path.stat().st_size for path in run.rglob("*") if path.is_file()} == before
@@ -233,19 +219,19 @@ def test_nothing_valid_is_left(images: Path, run: Path, capsys: pytest.CaptureFi
 @on_request
 @pytest.mark.parametrize("harm", ["flip", "50 %", "folder"])
 def test_a_damaged_generation_on_the_command_line(
-    images: Path, straight: Path, run: Path, harm: str
+    few: Path, intact: Path, run: Path, harm: str
 ) -> None:
     newest = run / "generations/000002.pth.tar"
     flip(newest, newest.stat().st_size // 2) if harm == "flip" else HARM[harm][0](newest)
-    done = run_main(images, *SMALL, *BATCH, "--workspace", run, "--resume", "auto")
+    done = run_main(few, *SMALL, *BATCH, "--workspace", run, "--resume", "auto")
     assert done.stdout.count("000001.pth.tar instead (epochs done: 1)") == 1
-    assert differences(run, straight) == []
+    assert differences(run, intact) == []
 
 
 @on_request
 @pytest.mark.parametrize(("save", "name"), [(1, LAST), (1, BEST), (2, LAST), (2, BEST)])
 def test_killed_before_a_name_is_given(
-    images: Path, straight: Path, tmp_path: Path, save: int, name: str
+    few: Path, intact: Path, tmp_path: Path, save: int, name: str
 ) -> None:
     """The generation is there, its names are not: they come when the run goes on.
 
@@ -253,16 +239,16 @@ def test_killed_before_a_name_is_given(
     """
     idle = (*SMALL, "--lr", 0, "--freeze-bn") if save == 1 else SMALL
     folder = tmp_path / "w"
-    victim = Victim(images, *idle, "--workspace", folder, batch=8, saves=f"{save} 9 kill {name}")
+    victim = Victim(few, *idle, "--workspace", folder, batch=8, saves=f"{save} 9 kill {name}")
     assert victim.wait() == -signal.SIGKILL
     assert checkpoint(folder / f"generations/00000{save}.pth.tar")["best_epoch"] == save - 1
     stale = folder / name
     assert not stale.exists() or checkpoint(stale)["epoch"] < save
-    run_main(images, *idle, *BATCH, "--workspace", folder, "--resume", "auto")
+    run_main(few, *idle, *BATCH, "--workspace", folder, "--resume", "auto")
     last, best = (checkpoint(folder / found) for found in (LAST, BEST))
     assert last["epoch"] == 2 and best["epoch"] == last["best_epoch"] + 1 == save
     if save == 2:
-        assert differences(folder, straight) == []
-        assert same(best["state_dict"], checkpoint(straight / BEST)["state_dict"]) == []
+        assert differences(folder, intact) == []
+        assert same(best["state_dict"], checkpoint(intact / BEST)["state_dict"]) == []
     record("SIGKILL", f"before {name} is there", exit_code=-9, lost_steps=0)
     shutil.rmtree(folder)

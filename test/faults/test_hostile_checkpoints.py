@@ -256,6 +256,14 @@ ENTRIES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], int]] = {
 ALWAYS = ("escapes in a row", "escapes in tensor names", "images without end")
 
 
+def in_one_printable_line(found: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run has ended as it should, with one line where that is an error."""
+    told = capsys.readouterr()
+    assert found == code, told.err
+    assert len(told.err.splitlines()) == (code != 0)
+    assert all(line.isprintable() for line in (told.out + told.err).split("\n"))
+
+
 @pytest.mark.parametrize(
     "entry", [*ALWAYS, *whole(*(name for name in ENTRIES if name not in ALWAYS))]
 )
@@ -272,10 +280,7 @@ def test_a_run_that_goes_on_from_hostile_entries(
     found = run_here(images, *flags, *sizes, "--resume", path, "--workspace", tmp_path / "w",
                      "--no-checkpoints")  # fmt: skip
     path.unlink()
-    told = capsys.readouterr()
-    assert found == code, told.err
-    assert len(told.err.splitlines()) == (code != 0)
-    assert all(line.isprintable() for line in (told.out + told.err).split("\n"))
+    in_one_printable_line(found, code, capsys)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +304,4 @@ def test_hostile_weights(
     found = run_here(images, *SMALL, "--pretrained-weights", path, "--workspace", tmp_path / "w",
                      "--no-checkpoints")  # fmt: skip
     path.unlink()
-    told = capsys.readouterr()
-    assert found == code, told.err
-    assert len(told.err.splitlines()) == (code != 0)
-    assert all(line.isprintable() for line in (told.out + told.err).split("\n"))
+    in_one_printable_line(found, code, capsys)

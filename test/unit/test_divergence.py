@@ -138,6 +138,11 @@ class Poison:
         monkeypatch.setattr(Trainer, "_forward_loss", forward_loss)
 
 
+def train(images: Path, workspace: Path, *flags: str) -> int:
+    """Runs the program; returns its exit code."""
+    return main.main([str(images), *COMMON, "--epochs", "1", "--workspace", str(workspace), *flags])
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"), train=24)
@@ -147,7 +152,7 @@ def test_the_end_names_step_rate_scale_and_samples(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     Poison(monkeypatch, range(5, 99), 99)
-    code = main.main([str(images), *COMMON, "--epochs", "1", "--workspace", str(tmp_path)])
+    code = train(images, tmp_path)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert code == 5
     assert "in 5 optimizer steps in a row (5 to 9, epoch 1; lr 0.00" in line, line
@@ -165,8 +170,7 @@ def test_back_to_a_checkpoint_with_half_the_rate(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     Poison(monkeypatch, range(7, 12), 5)
-    code = main.main([str(images), *COMMON, "--epochs", "1", "--workspace", str(tmp_path),
-                      "--on-divergence", "rollback"])  # fmt: skip
+    code = train(images, tmp_path, "--on-divergence", "rollback")
     assert code == 0
     # Saved after 6 and 12 steps; the second one has seen the row of bad ones, 7 to 11.
     assert "rollback 1 of 3: back at optimizer step 6" in capsys.readouterr().out
@@ -188,13 +192,12 @@ def test_statistics_that_are_not_finite_end_the_training(
         healthy(trainer, batch * NAN if trainer.step == 8 else batch, target)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
-    command = [str(images), *COMMON, "--epochs", "1", "--workspace", str(tmp_path)]
-    assert main.main(command) == 5
+    assert train(images, tmp_path) == 5
     assert "weights or BatchNorm statistics are not finite" in capsys.readouterr().err
     assert checkpoint(tmp_path / "checkpoint.pth.tar")["counters"]["step"] == 6
-    assert main.main([*command, "--resume", "auto", "--on-divergence", "rollback"]) == 5
+    assert train(images, tmp_path, "--resume", "auto", "--on-divergence", "rollback") == 5
     monkeypatch.setattr(Trainer, "train_step", healthy)
-    assert main.main([*command, "--resume", "auto"]) == 0
+    assert train(images, tmp_path, "--resume", "auto") == 0
 
 
 def test_a_validation_that_diverges_goes_back_to_before_its_epoch(
@@ -209,9 +212,9 @@ def test_a_validation_that_diverges_goes_back_to_before_its_epoch(
         return healthy(*parts)
 
     monkeypatch.setattr(Validator, "_result", result)
-    command = [str(images), *COMMON, "--epochs", "2", "--workspace", str(tmp_path)]
     # No save within the epoch is newer than the end of the one before; one at its end is.
-    assert main.main([*command, "--checkpoint-interval", "18", "--on-divergence", "rollback"]) == 0
+    flags = ("--epochs", "2", "--checkpoint-interval", "18", "--on-divergence", "rollback")
+    assert train(images, tmp_path, *flags) == 0
     assert "rollback 1 of 3: back at optimizer step 18" in capsys.readouterr().out
     assert checkpoint(tmp_path / "checkpoint.pth.tar")["counters"]["step"] == 36
 
@@ -227,8 +230,7 @@ def test_statistics_that_are_ruined_in_the_last_step(
         healthy(trainer, batch * NAN if spoiled else batch, target)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
-    code = main.main([str(images), *COMMON, "--epochs", "1", "--workspace", str(tmp_path),
-                      "--training-only", "--on-divergence", "rollback"])  # fmt: skip
+    code = train(images, tmp_path, "--training-only", "--on-divergence", "rollback")
     assert code == 0
     assert "rollback 1 of 3: back at optimizer step 12" in capsys.readouterr().out
     saved = checkpoint(tmp_path / "checkpoint.pth.tar")
@@ -239,8 +241,7 @@ def test_rollbacks_come_to_an_end(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     Poison(monkeypatch, range(13, 99), 999)
-    code = main.main([str(images), *COMMON, "--epochs", "1", "--workspace", str(tmp_path),
-                      "--on-divergence", "rollback"])  # fmt: skip
+    code = train(images, tmp_path, "--on-divergence", "rollback")
     printed = capsys.readouterr()
     assert code == 5 and printed.err.count("error") == 1
     assert printed.out.count("back at optimizer step 12") == MOST_ROLLBACKS
@@ -250,7 +251,8 @@ def test_no_checkpoint_to_go_back_to(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     Poison(monkeypatch, range(99), 999)
-    code = main.main([str(images), *COMMON, "--epochs", "1", "--workspace", str(tmp_path),
-                      "--on-divergence", "rollback", "--checkpoint-interval", "0"])  # fmt: skip
+    code = train(
+        images, tmp_path, "--on-divergence", "rollback", "--checkpoint-interval", "0"
+    )
     assert code == 5
     assert "no checkpoint from before to go back to" in capsys.readouterr().err

@@ -1,63 +1,27 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the doctor finds in machines that are not as they should be, and what it leaves behind."""
+"""What the doctor finds in software, devices and collectives that are not as they should be."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from doctor_helpers import GIB, answers, is_gone, only, shown
 
-from image_classification import pytorch_loader
-from image_classification.control_group import ControlGroup, read_control_group
 from image_classification.device import Device
 from image_classification.doctor import devices, examination, machine, probes, software
-from image_classification.doctor.finding import Finding, fix, note, ok
-from image_classification.doctor.jobs import MARK, Answers, Job, Jobs, Outcome
-from image_classification.errors import DataError
+from image_classification.doctor.finding import fix, note, ok
+from image_classification.doctor.jobs import Answers, Jobs, Outcome
 from image_classification.fast_loader.build import BuildError, find_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
-GIB = 2**30
-
-
-def answers(**steps: Any) -> Answers:
-    lines = [f"{MARK}{json.dumps([step, answer])}" for step, answer in steps.items()]
-    return Answers(Outcome("\n".join(lines)))
-
-
-def only(findings: Iterator[Finding]) -> Finding:
-    (finding,) = findings
-    return finding
-
-
-def shown(findings: Iterator[Finding]) -> dict[str, str]:
-    """Statuses by topic."""
-    return {finding.what: finding.status for finding in findings}
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process ends soon; one that nobody has waited for yet counts as ended."""
-    for _ in range(500):
-        with contextlib.suppress(OSError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state != "Z":
-                time.sleep(0.02)
-                continue
-        return True
-    return False
 
 
 # ---- findings ------------------------------------------------------------------------------
@@ -94,150 +58,6 @@ def test_a_topic_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyP
     assert found[0].what == "Python"
     broken = [finding for finding in found if "RuntimeError: boom" in finding.value]
     assert [finding.what for finding in broken] == ["machine"]
-
-
-# ---- machine -------------------------------------------------------------------------------
-
-
-def test_shared_memory() -> None:
-    docker = (64 * 2**20, 64 * 2**20)
-    without = machine.shared_memory_finding(docker, 1, fast=False)
-    assert without.status == "FIX" and "64 of 64 MiB" in without.value
-    assert "--shm-size=8g" in without.cure
-    assert machine.shared_memory_finding(docker, 1, fast=True).status == "note"
-    assert machine.shared_memory_finding(None, 1, fast=False).status == "FIX"
-    assert machine.shared_memory_finding((8 * GIB, 8 * GIB), 1, fast=False).status == "ok"
-    # The batches of a process take 0.25 GiB at least: those of eight do not fit.
-    eight = machine.shared_memory_finding((2 * GIB, 2 * GIB), 8, fast=False)
-    assert eight.status == "FIX" and "for 8 processes" in eight.value
-    full = machine.shared_memory_finding((8 * GIB, 2**20), 1, fast=False)
-    assert full.status == "FIX" and "ls -l /dev/shm" in full.cure
-
-
-def test_the_pytorch_loader_agrees_on_how_much_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = 256 * (3 * 224**2 + 8)
-    for batches, works in ((7, True), (6, False)):
-        finding = machine.shared_memory_finding((batches * batch,) * 2, 1, fast=False)
-        assert (finding.status != "FIX") == works
-        monkeypatch.setattr(pytorch_loader, "shared_memory_free", lambda n=batches: n * batch)
-        with contextlib.nullcontext() if works else pytest.raises(DataError):
-            pytorch_loader.fitting_prefetch(5, 2, batch, 1)
-
-
-def test_limits() -> None:
-    none = (machine.UNLIMITED, machine.UNLIMITED)
-    good = {"files": (4096, 4096), "processes": none, "locked": none}
-    assert set(shown(machine.limit_findings(good, ControlGroup(), 8)).values()) == {"ok"}
-    for limit, status, cure in (
-        ((128, 4096), "FIX", "ulimit -n 4096; "), ((512, 512), "note", "raise it in /etc"),
-        ((512, machine.UNLIMITED), "note", "ulimit -n 65536; "),
-    ):  # fmt: skip
-        found = next(machine.limit_findings({**good, "files": limit}, ControlGroup(), 0))
-        assert (found.what, found.status) == ("open files", status)
-        assert found.cure.startswith(cure) and "docker: --ulimit nofile" in found.cure
-    tight = {**good, "locked": (65536, 65536)}
-    group = ControlGroup(processes=100)
-    assert shown(machine.limit_findings(tight, group, 2)) == {
-        "open files": "ok", "processes and threads": "note", "locked memory": "note",
-    }  # fmt: skip
-
-
-def test_cores_and_quota() -> None:
-    assert shown(machine.core_findings(8, 8, None)) == {"cores": "ok"}
-    assert shown(machine.core_findings(8, 8, 8.0)) == {"cores": "ok"}
-    bound, quota = machine.core_findings(64, 16, 2.5)
-    assert bound.status == "note" and "16 of 64" in bound.value
-    assert quota.status == "note" and "OMP_NUM_THREADS=2" in quota.cure
-
-
-def test_a_throttled_processor(tmp_path: Path) -> None:
-    (tmp_path / "count").write_text("17\n")
-    assert "17 times" in only(machine.clock_findings(tmp_path / "count")).value
-    assert not list(machine.clock_findings(tmp_path / "none"))
-
-
-def test_memory() -> None:
-    def status(available: float, group: ControlGroup) -> dict[str, str]:
-        info = {"MemTotal": 64 * GIB, "MemAvailable": int(available * GIB)}
-        return shown(machine.memory_findings(info, group))
-
-    assert status(32, ControlGroup()) == {"memory": "ok"}
-    assert status(2, ControlGroup()) == {"memory": "note"}
-    assert status(0.5, ControlGroup()) == {"memory": "FIX"}
-    full = ControlGroup(memory=8 * GIB, used=int(7.5 * GIB), killed=3)
-    assert status(32, full) == {"memory": "FIX", "killed processes": "note"}
-
-
-def test_control_groups_of_both_versions(tmp_path: Path) -> None:
-    def write(path: str, text: str) -> None:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-
-    write("new/a/b/memory.max", "max\n")
-    write("new/a/memory.max", f"{4 * GIB}\n")
-    write("new/a/b/memory.current", "3000\n")
-    write("new/a/b/memory.stat", "anon 1\ninactive_file 1000\n")
-    write("new/a/b/cpu.max", "150000 100000\n")
-    write("new/a/cpu.max", "max 100000\n")
-    write("new/a/pids.max", "max\n")
-    write("new/a/b/memory.events", "oom 5\noom_kill 2\n")
-    new = read_control_group(tmp_path / "new", "0::/a/b\n")
-    assert new == ControlGroup(4 * GIB, 2000, 1.5, None, 2)
-    write("old/memory/memory.limit_in_bytes", f"{2 * GIB}\n")
-    write("old/memory/memory.usage_in_bytes", "500\n")
-    write("old/cpu/cpu.cfs_quota_us", "-1\n")
-    write("old/cpu/cpu.cfs_period_us", "100000\n")
-    write("old/pids/pids.max", "512\n")
-    own = "5:pids:/docker/x\n4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n1:name=systemd:/\n"
-    assert read_control_group(tmp_path / "old", own) == ControlGroup(2 * GIB, 500, None, 512, 0)
-    write("old/memory/memory.limit_in_bytes", "9223372036854771712\n")
-    assert read_control_group(tmp_path / "old", own).memory is None
-
-
-def test_folders(tmp_path: Path) -> None:
-    new = probes._folder(tmp_path / "runs" / "deeper")
-    assert not new["exists"] and new["free"] > 0 and "refused" not in new
-    assert not list(tmp_path.iterdir())
-
-    def status(answer: dict[str, Any], needed: bool) -> str:
-        return machine.folder_finding("folder models", "/x", answer, needed, "cure").status
-
-    refused = probes._folder(Path("/proc/models"))
-    assert refused["refused"]
-    assert (status(refused, True), status(refused, False)) == ("FIX", "note")
-    for free, wanted in ((0.1, "FIX"), (5, "note"), (50, "ok")):
-        assert status({"exists": True, "free": int(free * GIB)}, True) == wanted
-    assert status({"error": "gave no answer"}, True) == "FIX"
-
-
-def test_a_host_name_that_leads_nowhere(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: object) -> Any:
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    probes.main(["host", "node7"])
-    answer = Answers(Outcome(capsys.readouterr().out))["host"]
-    finding = machine.host_finding("node7", answer, {})
-    assert finding.status == "note" and "Name or service not known" in finding.value
-    assert "/etc/hosts" in finding.cure and "GLOO_SOCKET_IFNAME" in finding.cure
-    assert machine.host_finding("node7", answer, {"GLOO_SOCKET_IFNAME": "eth0"}).status == "ok"
-    local = machine.host_finding("node7", {"addresses": ["127.0.1.1"]}, {})
-    assert local.status == "ok" and "one node" in local.value
-
-
-def test_variables_that_change_what_runs_do() -> None:
-    environ = {
-        "OMP_NUM_THREADS": "1", "NCCL_DEBUG": "INFO", "CUDA_VISIBLE_DEVICES": "", "RANK": "0",
-        "HCCL_CONNECT_TIMEOUT": "600", "TORCH_LOGS": "all", "MASTER_ADDR": "node0", "HOME": "/",
-        "CUDA_HOME": "/usr/local/cuda", "LANG": "C", "PATH": "/bin",
-    }  # fmt: skip
-    found = {finding.what: finding for finding in machine.variable_findings(environ)}
-    assert set(found) == set(environ) - {"HOME", "CUDA_HOME", "LANG", "PATH"}
-    assert {finding.status for finding in found.values()} == {"note"}
-    assert "hides all devices" in found["CUDA_VISIBLE_DEVICES"].value
-    assert found["RANK"].cure.endswith("unset RANK")
 
 
 # ---- software ------------------------------------------------------------------------------
@@ -460,81 +280,6 @@ def test_processes_that_do_not_meet(trouble: str, text: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert text in Answers(Outcome(done.stdout))["cpu:2"]["error"], done.stderr
-
-
-# ---- processes -----------------------------------------------------------------------------
-
-
-def python(code: str, timeout_s: float = 60) -> Job:
-    return Job([sys.executable, "-c", code], os.environ, timeout_s)
-
-
-def test_a_command_that_hangs_ends_with_its_children(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    script = f"trap '' TERM; echo said; sleep 1000 & echo $! $$ > {pids}; wait; sleep 1000"
-    outcome = Job(["sh", "-c", script], os.environ, 0.5).outcome()
-    assert outcome == Outcome("said\n", "gave no answer within 0.5 s", hung=True)
-    assert all(is_gone(int(pid)) for pid in pids.read_text().split())
-    finding = only(devices.tool_findings("npu-smi", outcome))
-    assert finding.status == "FIX" and "no answer within" in finding.value
-
-
-def test_how_other_ends_are_told() -> None:
-    assert python("print(1)").outcome() == Outcome("1\n")
-    assert python("import sys; sys.exit('bad')").outcome().trouble == "ended with code 1 (bad)"
-    killed = python("import os; os.kill(os.getpid(), 11)").outcome()
-    assert killed.trouble == "was killed by SIGSEGV"
-    missing = Job(["/nowhere/cnmon"], os.environ, 1).outcome()
-    assert missing.trouble == "cannot be started: No such file or directory"
-
-
-def test_the_step_that_loses_the_process_is_known() -> None:
-    lines = [f"{MARK}{json.dumps(line)}" for line in (["torch", None], ["torch", {"version": 1}])]
-    begun = f"{MARK}{json.dumps(['cuda', None])}"
-    given = Answers(Outcome("\n".join([*lines, "noise", begun]), "was killed by SIGSEGV"))
-    assert given["torch"] == {"version": 1}
-    assert given["cuda"] == {"error": "the process that tried it was killed by SIGSEGV"}
-    assert "not examined" in given["auto"]["error"]
-    assert "cuda" in given and "auto" not in given
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_jobs_end_with_the_doctor(number: int) -> None:
-    code = """if True:
-        import os, sys, time
-        from pathlib import Path
-        from image_classification.doctor.jobs import Jobs
-        with Jobs(Path.cwd(), os.environ) as jobs:
-            job = jobs.command("sleep", "1000", timeout_s=1000)
-            print(job._process.pid, flush=True)
-            job.outcome()
-    """
-    doctor = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        # A shell that runs the tests in the background makes them ignore SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    with doctor:
-        assert doctor.stdout is not None
-        pid = int(doctor.stdout.readline())
-        doctor.send_signal(number)
-    assert is_gone(pid)
-
-
-def test_what_nobody_waited_for_ends_with_the_examination(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    with Jobs(ROOT, os.environ) as jobs:
-        script = f"sleep 1000 & echo $! $$ > {pids}.new; mv {pids}.new {pids}; wait"
-        jobs.command("sh", "-c", script, timeout_s=1000)
-        while not pids.exists():
-            time.sleep(0.02)
-    assert all(is_gone(int(pid)) for pid in pids.read_text().split())
-
-
-def test_the_doctor_itself_imports_no_torch() -> None:
-    code = "import sys, image_classification.doctor.examination; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "False\n", done.stderr
 
 
 # ---- the whole examination -----------------------------------------------------------------
