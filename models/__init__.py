@@ -53,6 +53,10 @@ ARCHS: dict[str, Arch] = {
     "resnet101_cifar": Arch("resnet", 32),
     "resnet152_cifar": Arch("resnet", 32),
 }
+for _size, _side in enumerate((224, 240, 260, 300, 380, 456, 528, 600)):
+    ARCHS[f"efficientnet-b{_size}"] = Arch("efficientnet", _side)
+for _size in range(8):
+    ARCHS[f"efficientnet-widese-b{_size}"] = ARCHS[f"efficientnet-b{_size}"]
 
 
 def model_names() -> list[str]:

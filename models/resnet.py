@@ -18,15 +18,13 @@ arXiv:1709.01507, residual branches that start at zero arXiv:1706.02677 (section
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from image_classification.errors import UsageError
-
-ConvInit = Literal["fan_out", "fan_in"]
-CONV_INITS: tuple[str, ...] = get_args(ConvInit)
+from models.checks import ConvInit, check_common
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -242,10 +240,7 @@ class ResNet(nn.Module):
         **se_options: bool,
     ) -> None:
         super().__init__()
-        if conv_init not in CONV_INITS:
-            raise UsageError(f"conv_init must be one of {', '.join(CONV_INITS)}, got {conv_init!r}")
-        if not 0.0 <= dropout < 1.0:
-            raise UsageError(f"dropout must be at least 0 and below 1, got {dropout}")
+        check_common(conv_init, dropout)
         if se_options and variant.block is not SEBottleneck:
             raise UsageError(f"{', '.join(se_options)}: the network has no squeeze-and-excitation")
         options: dict[str, Any] = dict(se_options)

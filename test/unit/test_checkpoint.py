@@ -17,7 +17,8 @@ from image_classification import checkpoint
 from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.errors import CheckpointError
 from image_classification.optimizers import OPTIMIZERS, create_optimizer, state_by_name
-from models.resnet import CONV_INITS, ResNet, SEBottleneck
+from models.checks import CONV_INITS
+from models.resnet import ResNet, SEBottleneck
 
 
 def content(epoch: int = 1) -> dict[str, Any]:
