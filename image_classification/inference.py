@@ -36,9 +36,10 @@ from image_classification.errors import (
     UsageError,
 )
 from image_classification.image_reading import eval_pixels, read_image
-from image_classification.pretrained import extract_state_dict, has_ema, head_name, load_weights
+from image_classification.pretrained import extract_state_dict, has_ema, load_weights
 from image_classification.safe_load import load_tensors
 from models import create_model, find_arch
+from models.common import head_name
 
 PRECISIONS = ("fp32", "amp", "fp16")
 

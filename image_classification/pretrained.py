@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from image_classification.data_index import printable
 from image_classification.errors import CheckpointError
 from image_classification.safe_load import is_plain_tensor, load_tensors
+from models.common import head_name
 
 # Where a checkpoint keeps its weights: this package's and NVIDIA's key, torchvision's key.
 _KEYS = ("state_dict", "model")
@@ -129,14 +130,6 @@ def _standard_name(name: str) -> str:
     for pattern, replacement in _RENAMES:
         name = pattern.sub(replacement, name)
     return name
-
-
-def head_name(model: nn.Module) -> str:
-    """Return the name of the classifier: the model's last linear layer."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError("the model has no linear layer")
-    return linear[-1]
 
 
 def load_pretrained(
