@@ -36,9 +36,15 @@ from image_classification.errors import (
     UsageError,
 )
 from image_classification.image_reading import eval_pixels, read_image
-from image_classification.pretrained import extract_state_dict, has_ema, head_name, load_weights
+from image_classification.pretrained import (
+    Weights,
+    extract_weights,
+    has_ema,
+    head_name,
+    load_weights,
+)
 from image_classification.safe_load import load_tensors
-from models import create_model, find_arch
+from models import create_model, find_arch, model_names
 
 PRECISIONS = ("fp32", "amp", "fp16")
 
@@ -249,11 +255,12 @@ def load_classifier(
     content = load_tensors(path)
     saved: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
     averaged = has_ema(content) if ema is None else ema
-    state = extract_state_dict(content, source=name, ema=averaged)
+    weights = extract_weights(content, source=name, ema=averaged)
 
     arch = _choose_arch(saved.get("arch"), arch, name)
-    model, num_classes = _build(arch, saved.get("model_options"), state, name)
-    notes = load_weights(model, state, name, min_matched=1.0).messages
+    model, num_classes = _build(arch, saved.get("model_options"), weights, name)
+    report = load_weights(model, weights.state, name, weights.format, min_matched=1.0)
+    notes = [*report.messages, *report.warnings]
     if averaged:
         notes.append("using the averaged (EMA) weights")
     return Classifier(
@@ -268,26 +275,28 @@ def load_classifier(
 
 
 def _choose_arch(saved: object, wanted: str | None, source: str) -> str:
-    if isinstance(saved, str):
+    if isinstance(saved, str) and saved in model_names():
         if wanted not in (None, saved):
             raise CheckpointError(
                 f"{source} holds a {printable(saved, 60)}, not a {wanted}; drop --arch"
             )
         return saved
-    if wanted is None:
-        raise UsageError(f"{source} does not say which network it is for; add --arch NAME")
+    if wanted is None:  # other libraries have other names for the same networks
+        said = "does not say which network it is for"
+        if isinstance(saved, str):
+            said = f"calls its network {printable(saved, 60)!r}, a name of another library"
+        raise UsageError(f"{source} {said}; add --arch NAME")
     return wanted
 
 
-def _build(
-    arch: str, options: Any, state: Mapping[str, torch.Tensor], source: str
-) -> tuple[nn.Module, int]:
-    """Build the network with as many classes as its weights in `state` have."""
-    find_arch(arch)
+def _build(arch: str, options: Any, weights: Weights, source: str) -> tuple[nn.Module, int]:
+    """Build the network with as many classes as its weights have, and their BatchNorm epsilon."""
+    if find_arch(arch).family == "efficientnet" and weights.bn_epsilon and not options:
+        options = {"bn_epsilon": weights.bn_epsilon}
     try:
         with torch.device("meta"):  # no memory, no time: only the name of its classifier is asked
             head = head_name(create_model(arch, **(options or {})))
-        weight = state.get(f"{head}.weight")
+        weight = weights.state.get(f"{head}.weight")
         if weight is None or weight.ndim != 2:
             raise CheckpointError(f"{source} does not fit {arch}: it has no {head}.weight")
         return create_model(arch, weight.shape[0], **(options or {})), weight.shape[0]
