@@ -36,13 +36,7 @@ from image_classification.errors import (
     UsageError,
 )
 from image_classification.image_reading import eval_pixels, read_image
-from image_classification.pretrained import (
-    Weights,
-    extract_weights,
-    has_ema,
-    head_name,
-    load_weights,
-)
+from image_classification.pretrained import extract_weights, has_ema, head_name, load_weights
 from image_classification.safe_load import load_tensors
 from models import create_model, find_arch, model_names
 
@@ -229,6 +223,7 @@ def load_classifier(
     image_size: int | None = None,
     val_resize: int | None = None,
     class_names: Sequence[str] | None = None,
+    bn_epsilon: float | None = None,
 ) -> Classifier:
     """Load a trained classifier from one file.
 
@@ -243,6 +238,7 @@ def load_classifier(
         image_size: side of the network's input in pixels, instead of the checkpoint's.
         val_resize: short side in pixels before the central crop, instead of the checkpoint's.
         class_names: by index, instead of the checkpoint's. Without either, the index as text.
+        bn_epsilon: of EfficientNet, instead of what the file tells of its training, if it does.
 
     Returns:
         The classifier, ready to predict.
@@ -258,7 +254,11 @@ def load_classifier(
     weights = extract_weights(content, source=name, ema=averaged)
 
     arch = _choose_arch(saved.get("arch"), arch, name)
-    model, num_classes = _build(arch, saved.get("model_options"), weights, name)
+    options = saved.get("model_options") or {}
+    epsilon = bn_epsilon or weights.bn_epsilon
+    if find_arch(arch).family == "efficientnet" and epsilon and isinstance(options, Mapping):
+        options = {**options, "bn_epsilon": epsilon}
+    model, num_classes = _build(arch, options, weights.state, name)
     report = load_weights(model, weights.state, name, weights.format, min_matched=1.0)
     notes = [*report.messages, *report.warnings]
     if averaged:
@@ -289,17 +289,17 @@ def _choose_arch(saved: object, wanted: str | None, source: str) -> str:
     return wanted
 
 
-def _build(arch: str, options: Any, weights: Weights, source: str) -> tuple[nn.Module, int]:
-    """Build the network with as many classes as its weights have, and their BatchNorm epsilon."""
-    if find_arch(arch).family == "efficientnet" and weights.bn_epsilon and not options:
-        options = {"bn_epsilon": weights.bn_epsilon}
+def _build(
+    arch: str, options: Any, state: Mapping[str, torch.Tensor], source: str
+) -> tuple[nn.Module, int]:
+    """Build the network with as many classes as its weights in `state` have."""
     try:
         with torch.device("meta"):  # no memory, no time: only the name of its classifier is asked
-            head = head_name(create_model(arch, **(options or {})))
-        weight = weights.state.get(f"{head}.weight")
+            head = head_name(create_model(arch, **options))
+        weight = state.get(f"{head}.weight")
         if weight is None or weight.ndim != 2:
             raise CheckpointError(f"{source} does not fit {arch}: it has no {head}.weight")
-        return create_model(arch, weight.shape[0], **(options or {})), weight.shape[0]
+        return create_model(arch, weight.shape[0], **options), weight.shape[0]
     except (TypeError, UsageError) as error:
         raise CheckpointError(
             f"{source} has model_options that {arch} does not take ({printable(str(error))}); "
