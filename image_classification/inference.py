@@ -36,9 +36,9 @@ from image_classification.errors import (
     UsageError,
 )
 from image_classification.image_reading import eval_pixels, read_image
-from image_classification.pretrained import extract_state_dict, has_ema, load_weights
+from image_classification.pretrained import extract_weights, has_ema, load_weights
 from image_classification.safe_load import load_tensors
-from models import create_model, find_arch
+from models import create_model, find_arch, model_names
 from models.common import head_name
 
 PRECISIONS = ("fp32", "amp", "fp16")
@@ -224,6 +224,7 @@ def load_classifier(
     image_size: int | None = None,
     val_resize: int | None = None,
     class_names: Sequence[str] | None = None,
+    bn_epsilon: float | None = None,
 ) -> Classifier:
     """Load a trained classifier from one file.
 
@@ -238,6 +239,7 @@ def load_classifier(
         image_size: side of the network's input in pixels, instead of the checkpoint's.
         val_resize: short side in pixels before the central crop, instead of the checkpoint's.
         class_names: by index, instead of the checkpoint's. Without either, the index as text.
+        bn_epsilon: of EfficientNet, instead of what the file tells of its training, if it does.
 
     Returns:
         The classifier, ready to predict.
@@ -250,11 +252,16 @@ def load_classifier(
     content = load_tensors(path)
     saved: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
     averaged = has_ema(content) if ema is None else ema
-    state = extract_state_dict(content, source=name, ema=averaged)
+    weights = extract_weights(content, source=name, ema=averaged)
 
     arch = _choose_arch(saved.get("arch"), arch, name)
-    model, num_classes = _build(arch, saved.get("model_options"), state, name)
-    notes = load_weights(model, state, name, min_matched=1.0).messages
+    options = saved.get("model_options") or {}
+    epsilon = bn_epsilon or weights.bn_epsilon
+    if find_arch(arch).family == "efficientnet" and epsilon and isinstance(options, Mapping):
+        options = {**options, "bn_epsilon": epsilon}
+    model, num_classes = _build(arch, options, weights.state, name)
+    report = load_weights(model, weights.state, name, weights.format, min_matched=1.0)
+    notes = [*report.messages, *report.warnings]
     if averaged:
         notes.append("using the averaged (EMA) weights")
     return Classifier(
@@ -269,14 +276,17 @@ def load_classifier(
 
 
 def _choose_arch(saved: object, wanted: str | None, source: str) -> str:
-    if isinstance(saved, str):
+    if isinstance(saved, str) and saved in model_names():
         if wanted not in (None, saved):
             raise CheckpointError(
                 f"{source} holds a {printable(saved, 60)}, not a {wanted}; drop --arch"
             )
         return saved
-    if wanted is None:
-        raise UsageError(f"{source} does not say which network it is for; add --arch NAME")
+    if wanted is None:  # other libraries have other names for the same networks
+        said = "does not say which network it is for"
+        if isinstance(saved, str):
+            said = f"calls its network {printable(saved, 60)!r}, a name of another library"
+        raise UsageError(f"{source} {said}; add --arch NAME")
     return wanted
 
 
@@ -284,14 +294,13 @@ def _build(
     arch: str, options: Any, state: Mapping[str, torch.Tensor], source: str
 ) -> tuple[nn.Module, int]:
     """Build the network with as many classes as its weights in `state` have."""
-    find_arch(arch)
     try:
         with torch.device("meta"):  # no memory, no time: only the name of its classifier is asked
-            head = head_name(create_model(arch, **(options or {})))
+            head = head_name(create_model(arch, **options))
         weight = state.get(f"{head}.weight")
         if weight is None or weight.ndim != 2:
             raise CheckpointError(f"{source} does not fit {arch}: it has no {head}.weight")
-        return create_model(arch, weight.shape[0], **(options or {})), weight.shape[0]
+        return create_model(arch, weight.shape[0], **options), weight.shape[0]
     except (TypeError, UsageError) as error:
         raise CheckpointError(
             f"{source} has model_options that {arch} does not take ({printable(str(error))}); "
