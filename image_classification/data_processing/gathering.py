@@ -90,9 +90,6 @@ def gather(sources: Sources, workplace: Workplace, out: TextIO) -> None:
         DataError: A damaged or hostile archive, no labels for the validation images, no images.
         UsageError: The target cannot be written or holds something else.
     """
-    if not sources.folder.is_dir():
-        what = "is not a folder" if sources.folder.exists() else "does not exist"
-        raise DataError(f"SOURCE {printable(sources.folder)} {what}")
     _check_target(sources, workplace.target)
     for split in SPLITS:
         archive, folder = sources.archive(split), workplace.target / split
@@ -107,6 +104,19 @@ def gather(sources: Sources, workplace: Workplace, out: TextIO) -> None:
     if not has_splits and not _same(sources.images, workplace.target):
         index = scan_class_folders(sources.images, "train")
         _place(_folder_jobs(index, workplace.target), f"{sources.images}", sources, workplace, out)
+
+
+def check_source(sources: Sources) -> None:
+    """Make sure that there is something.
+
+    Raises:
+        DataError: SOURCE is no folder.
+    """
+    if not sources.folder.is_dir():
+        what = "is not a folder" if sources.folder.exists() else "does not exist"
+        raise DataError(
+            f"SOURCE {printable(sources.folder)} {what}; give the folder of archives or images"
+        )
 
 
 def check_names(sources: Sources) -> None:

@@ -158,7 +158,7 @@ def image_slices(members: Iterator[TarMember], archive: str) -> Iterator[Slice]:
 
 def _problem(name: str, kind: str, size: int) -> str | None:
     if kind != "file":
-        return f"a {kind} member, expected image files"
+        return f"kind of member: {kind}, expected image files"
     if name != PurePosixPath(name).name or name.startswith(".") or not name.isprintable():
         return "not a plain file name"
     if not name.lower().endswith(IMAGE_EXTENSIONS):

@@ -20,6 +20,7 @@ from image_classification.data_processing.gathering import (
     SPLITS,
     Sources,
     check_names,
+    check_source,
     gather,
 )
 from image_classification.data_processing.placing import STATE_FOLDER, Workplace
@@ -89,6 +90,7 @@ def process(settings: Settings, out: TextIO) -> Summary:
         UsageError: The target cannot be written, holds something else, or the disk is too small.
     """
     target = settings.target
+    check_source(settings.sources)
     if any(target.glob(f"*{INDEX_ENDING}")):
         raise UsageError(f"{printable(target)} is packed already; give the original images")
     if settings.val_share is None:
