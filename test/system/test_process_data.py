@@ -47,7 +47,8 @@ def test_from_archives_to_training(tmp_path: Path) -> None:
     )
     run_main(
         tmp_path / "data set", "--arch", "resnet18", "--image-size", "32", "-b", "4",
-        "--epochs", "1", "--device", "cpu", "--lr", "0.01", "--workspace", tmp_path / "run", "--no-checkpoints",
+        "--epochs", "1", "--device", "cpu", "--lr", "0.01",
+        "--workspace", tmp_path / "run", "--no-checkpoints",
     )  # fmt: skip
     assert len(values(tmp_path / "run", "epoch", "val.top1")) == 1
 
