@@ -183,9 +183,9 @@ def _add_pack_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_process_parser(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="folder with ILSVRC2012_img_train.tar and "
+    add("source", type=_folder, metavar="SOURCE", help="folder with ILSVRC2012_img_train.tar and "
         "ILSVRC2012_img_val.tar, with train/ and val/, or with one folder per class")  # fmt: skip
-    add("target", type=Path, nargs="?", metavar="TARGET",
+    add("target", type=_folder, nargs="?", metavar="TARGET",
         help="folder of the data set; images of folders are linked there, or copied to another "
         "disk (default: SOURCE)")  # fmt: skip
     add("--val-share", type=float, metavar="SHARE", help="of each class, where there is no val "
@@ -201,6 +201,13 @@ def _add_process_parser(parser: argparse.ArgumentParser) -> None:
     add("-j", "--workers", type=int, metavar="N", help="processes (default: all cores)")
     add("-C", "--directory", type=Path, metavar="DIR", default=Path(),
         help="folder that relative paths start from (default: the current one)")  # fmt: skip
+
+
+def _folder(text: str) -> Path:
+    """A path, but not that of the current folder for a variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a folder is empty")
+    return Path(text)
 
 
 def run(options: argparse.Namespace) -> int:

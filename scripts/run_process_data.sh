@@ -11,14 +11,14 @@
 # ROOT, NAME and PYTHON come from here.
 source "$(dirname -- "${BASH_SOURCE[0]}")/../run_scripts/_common.sh"
 need_python
-case ${1:-} in
+case ${1--} in
     -h | --help) sed -n '4,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
-    "" | -*)
+    -*)
         # shellcheck source=env.sh
         . "$ROOT/env.sh"
-        set -- "$IMAGENET_TRAIN_DATASET" "${@:1}"
+        set -- "$IMAGENET_TRAIN_DATASET" "$@"
         ;;
 esac
 called_from=$PWD
-cd -- "$ROOT" # Python never looks for a module in the caller's folder, which may be the data
+cd -- "$ROOT" || exit # no module is looked for in the caller's folder, which may be the data
 exec "$PYTHON" -m image_classification.dataset_tools process -C "$called_from" "$@"

@@ -435,6 +435,7 @@ def test_lists_of_the_users_stay(tmp_path: Path, capsys) -> None:
         (["a"], ["inner"], "must not lie in SOURCE", 2),
         (["a"], ["--pack", "packed"], "must not lie in each other", 2),
         (["a"], ["--quality", "0"], "--quality 0", 2),
+        (["a"], [""], "TARGET: the name of a folder is empty", 2),
         ([], [], "empty; expected one folder of images per class", 3),
     ],
 )
