@@ -6,13 +6,15 @@
 #     SOURCE  holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or train/ and val/, or one
 #             folder per class; default: $IMAGENET_TRAIN_DATASET, see env.sh
 #     TARGET  folder of the data set; default: SOURCE
+#     options --val-share, --seed, --val-labels, --synsets, --similar, --pack, --short-side,
+#             --quality, -j; -h explains them
 # From the environment: PYTHON (default: .venv/bin/python, else python3).
 
 # ROOT, NAME and PYTHON come from here.
 source "$(dirname -- "${BASH_SOURCE[0]}")/../run_scripts/_common.sh"
 need_python
 case ${1--} in
-    -h | --help) sed -n '4,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
+    -h | --help) sed -n '4,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
     -*)
         # shellcheck source=env.sh
         . "$ROOT/env.sh"

@@ -15,10 +15,12 @@ import imagenet_archives as imagenet
 import pytest
 from imagenet_archives import WNIDS, jpeg, picture
 from PIL import Image
+from runs import ROOT
 
 from image_classification import dataset_tools
 from image_classification.data_processing import examination, placing, processing
 from image_classification.datasets import load_split, load_splits
+from image_classification.list_files import is_our_list, read_image_list, write_image_list
 
 
 def process(*words: Any, expect: int = 0) -> None:
@@ -468,6 +470,34 @@ def test_packing_follows(own: Path, tmp_path: Path) -> None:
     assert packed.train is not None and splits.train is not None
     assert packed.train.labels.tolist() == splits.train.labels.tolist()
     process(tmp_path / "packed", expect=2)
+
+
+def test_the_sample_list_is_a_list(tmp_path: Path) -> None:
+    sample = ROOT / "docs/sample_train_list.txt"
+    names = ["n01440764/n01440764_10026.JPEG", "n01440764/n01440764_10027.JPEG",
+             "n01443537/n01443537_10007.JPEG", "my own class/photo 1.jpg",
+             "#4/deep/below/it.png"]  # fmt: skip
+    for name in names:
+        path = tmp_path / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    listed = read_image_list(sample, tmp_path, "train")
+    assert [os.fsdecode(path) for path in listed.builder.relative_paths()] == names
+    assert listed.builder.labels().tolist() == [0, 0, 1, 2, 3]
+    assert listed.folders == {0: "n01440764", 1: "n01443537", 2: "my own class", 3: "#4"}
+
+
+def test_any_path_survives_a_list(tmp_path: Path) -> None:
+    names = ["a/1.jpg", " b/2.jpg", "#c/3.jpg", "d e/4  5.jpg", "\udcff/6.jpg", "\ufeff/7.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    write_image_list(
+        tmp_path / "val.txt", ((os.fsencode(name), 7) for name in names), "for this test"
+    )
+    assert is_our_list(tmp_path / "val.txt") and not is_our_list(tmp_path / "train.txt")
+    listed = read_image_list(tmp_path / "val.txt", tmp_path, "val")
+    assert [os.fsdecode(path) for path in listed.builder.relative_paths()] == names
 
 
 # ---- the examination
