@@ -40,6 +40,8 @@ from image_classification.option_parser import OptionParser
 from image_classification.packing import INDEX_ENDING, PackSettings, pack_split
 from image_classification.progress import CountLine
 
+_PACKING = (400, 90)  # short side in pixels, JPEG quality
+
 
 @dataclass
 class CheckReport:
@@ -158,7 +160,9 @@ def build_parser() -> OptionParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("check", help="decode every image and report the bad ones")
     add.add_argument("data", type=Path, metavar="DIR", help="folder with train/ and val/, or lists")
-    add.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: all cores)")
+    add.add_argument(
+        "-j", "--workers", type=int, metavar="N", help="processes (default: all cores)"
+    )
     add.add_argument("--list", type=Path, metavar="FILE", help="write path and reason of bad files")
     add = commands.add_parser("pack", help="write smaller JPEGs into a few large files")
     add.add_argument("source", type=Path, metavar="SRC", help="folder with train/ and val/")
@@ -174,11 +178,13 @@ def _add_pack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--short-side",
         type=int,
-        default=400,
+        default=_PACKING[0],
         metavar="PX",
-        help="short side that larger images are packed with (default: 400)",
+        help=f"short side that larger images are packed with (default: {_PACKING[0]})",
     )
-    parser.add_argument("--quality", type=int, default=90, help="JPEG quality (default: 90)")
+    parser.add_argument(
+        "--quality", type=int, default=_PACKING[1], help=f"JPEG quality (default: {_PACKING[1]})"
+    )
 
 
 def _add_process_parser(parser: argparse.ArgumentParser) -> None:
@@ -198,6 +204,7 @@ def _add_process_parser(parser: argparse.ArgumentParser) -> None:
         help="also name pairs of train and val that look the same")  # fmt: skip
     add("--pack", type=Path, metavar="DST", help="at the end pack the data set into this folder")
     _add_pack_options(parser)
+    parser.set_defaults(short_side=None, quality=None)
     add("-j", "--workers", type=int, metavar="N", help="processes (default: all cores)")
     add("-C", "--directory", type=Path, metavar="DIR", default=Path(),
         help="folder that relative paths start from (default: the current one)")  # fmt: skip
@@ -236,7 +243,12 @@ def make_data_set(options: argparse.Namespace, workers: int) -> None:
     Raises:
         UserError: The data or the options are not what they should be.
     """
-    packing = PackSettings(options.short_side, options.quality)
+    sizes = [options.short_side, options.quality]
+    if options.pack is None and sizes != [None, None]:
+        raise UsageError("--short-side and --quality need --pack DST")
+    packing = PackSettings(
+        *(default if size is None else size for size, default in zip(sizes, _PACKING, strict=True))
+    )
     share = options.val_share
     if share is not None and not 0 < share < 1:
         raise UsageError(f"--val-share {share:g}: must be above 0 and below 1, such as 0.1")

@@ -107,13 +107,15 @@ def process(settings: Settings, out: TextIO) -> Summary:
                 _compare_with_published(index, summary)
             if not found.good.any():
                 raise DataError(f"{printable(index.root)}: no image of {index.split} can be read")
+        if data.prefix is None and settings.val_share is not None:
+            data.notes.append("--val-share changes nothing: val is there")
         if data.prefix is not None:
             ((index, found),) = examined
             examined = _split(index, found, settings, summary)
         for index, found in examined:
             summary.add_split(index, found)
             _write_list(target, index, found, data.prefix or b"", summary)
-        _write_class_names(target / "classes.txt", data.classes, summary)
+        _write_class_names(target, data.classes, summary)
         summary.add_duplicates(examined)
         if settings.similar and len(examined) == 2:
             summary.add_similar(*examined)
@@ -206,14 +208,20 @@ def _write_list(
     write_image_list(path, listable, f"{len(listable)} images, {made}")
 
 
-def _write_class_names(path: Path, classes: list[str], summary: Summary) -> None:
-    """classes.txt names the labels where no folder does; a user's own stays."""
+def _write_class_names(target: Path, classes: list[str], summary: Summary) -> None:
+    """classes.txt names the labels where no folder does; one that is not ours stays.
+
+    It holds names and nothing else, so a copy tells whether it is ours.
+    """
+    path, copy = target / "classes.txt", target / STATE_FOLDER / "classes.txt"
     text = "".join(f"{name}\n" for name in classes).encode("utf-8", "surrogateescape")
     try:
-        if not path.exists():
-            with atomic_file(path) as file:
-                file.write(text)
-        elif path.read_bytes() != text:
-            summary.notes.append("classes.txt was there and stays, though it names other classes")
+        there = path.read_bytes() if path.exists() else text
+        if there == text or (copy.exists() and there == copy.read_bytes()):
+            for written in (copy, path):
+                with atomic_file(written) as file:
+                    file.write(text)
+        else:
+            summary.notes.append("classes.txt is yours and stays, though it has other names")
     except OSError as error:
         raise UsageError(f"{printable(path)} cannot be written ({error.strerror})") from error

@@ -317,6 +317,17 @@ def test_class_folders_are_split_and_listed(own: Path, capsys) -> None:
     assert report(own)["val_share"] == 0.5 and report(own)["seed"] == 7
 
 
+def test_class_names_follow_the_folders_unless_they_are_the_users(own: Path, capsys) -> None:
+    process(own)
+    write_class(own / "zinnia", range(300, 303))
+    process(own)
+    assert (own / "classes.txt").read_text() == "#1\nmy tulip\nrose\nzinnia\n"
+    (own / "classes.txt").write_text("one\ntwo\nthree\nfour\n")
+    process(own)
+    assert "note: classes.txt is yours and stays" in capsys.readouterr().out
+    assert (own / "classes.txt").read_text() == "one\ntwo\nthree\nfour\n"
+
+
 def test_train_without_val_is_split(own: Path) -> None:
     parent = own.parent / "parent"
     parent.mkdir()
@@ -406,8 +417,9 @@ def test_leaks_between_train_and_val_are_named(tmp_path: Path, capsys) -> None:
     out = capsys.readouterr().out
     assert "train/class_1/12.jpg = val/class_1/copy.jpg" in out
     assert "1 pairs in train and val look the same (have a look):" in out
-    process(tmp_path)
+    process(tmp_path, "--val-share", "0.3")
     assert report(tmp_path)["similar_in_train_and_val"] is None
+    assert "note: --val-share changes nothing: val is there" in capsys.readouterr().out
 
 
 def test_lists_of_the_users_stay(tmp_path: Path, capsys) -> None:
@@ -436,7 +448,8 @@ def test_lists_of_the_users_stay(tmp_path: Path, capsys) -> None:
         (["a"], ["--val-share", "1"], "--val-share 1: must be above 0 and below 1", 2),
         (["a"], ["inner"], "must not lie in SOURCE", 2),
         (["a"], ["--pack", "packed"], "must not lie in each other", 2),
-        (["a"], ["--quality", "0"], "--quality 0", 2),
+        (["a"], ["--quality", "80"], "--short-side and --quality need --pack", 2),
+        (["a"], ["--pack", "../p", "--quality", "0"], "--quality 0: must be between", 2),
         (["a"], [""], "TARGET: the name of a folder is empty", 2),
         ([], [], "empty; expected one folder of images per class", 3),
     ],
