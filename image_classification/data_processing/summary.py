@@ -170,7 +170,7 @@ class Summary:
         ):  # fmt: skip
             if groups:
                 lines.append(f"{len(groups)} {text}:")
-                lines += _indented([" = ".join(_shorter(group, self.target)) for group in groups])
+                lines += _indented([_shown(group, self.target) for group in groups])
         if not (self.equal_in_train_and_val or self.equal_in_classes or self.equal_in_class):
             lines.append("no two files are equal")
         return lines + [f"note: {note}" for note in self.notes]
@@ -223,8 +223,10 @@ def _indented(texts: list[str]) -> list[str]:
     return [f"  {text}" for text in texts[:_SHOWN]] + more
 
 
-def _shorter(paths: list[str], target: str) -> list[str]:
-    return [printable(os.path.relpath(path, target)) for path in paths[:4]]
+def _shown(group: list[str], target: str) -> str:
+    """The first and the last of equal files: of both splits, where both have some."""
+    first, last = (printable(os.path.relpath(path, target)) for path in (group[0], group[-1]))
+    return f"{first} = {last}" + (f" and {len(group) - 2} more" if len(group) > 2 else "")
 
 
 def _capped(content: dict) -> dict:
