@@ -128,9 +128,7 @@ def few(names: Iterable[str], count: int = 3) -> str:
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
-def scan_class_folders(
-    root: Path, split: str, visited: dict[str, int] | None = None
-) -> ImageIndex:
+def scan_class_folders(root: Path, split: str, visited: dict[str, int] | None = None) -> ImageIndex:
     """Index `root/<class>/**/<image>`; labels follow the sorted class names, as in torchvision.
 
     Hidden files and folders are skipped. Symbolic links are followed; each folder counts once per
