@@ -24,12 +24,12 @@ LEVELS: dict[int, set[str]] = {
         "interruption", "heartbeat", "launcher", "run_files",
         "save_interval", "cifar", "pixel_index", "plain_pickle", "download", "small_images",
         "confusion", "environment", "divergence", "control_group", "host_memory",
-        "weight_formats", "published_weights",
+        "weight_formats", "published_weights", "val_split",
         "models"},
     1: {"distributed", "agreement", "running_sums", "logger", "dlll_log", "log_sinks"},
     2: {"checkpoint", "checkpoint_files", "saver", "pretrained", "loader_worker",
         "pytorch_loader", "synthetic_loader", "fast_loader", "dali_loader",
-        "resident_loader", "dataloaders", "workspace"},
+        "resident_loader", "dataloaders", "workspace", "data_processing"},
     3: {"training", "validation", "epochs", "preflight", "inference", "failures", "dataset_tools",
         "data_sources", "report", "doctor"},
     4: {"main", "classify", "checkpoint2model", "launch", "multiproc", "setup"},
@@ -37,7 +37,7 @@ LEVELS: dict[int, set[str]] = {
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 
 PACKAGE = sorted((ROOT / "image_classification").glob("*.py"))
-FOLDERS = ("fast_loader", "report", "doctor")  # each counts as one module
+FOLDERS = ("fast_loader", "report", "doctor", "data_processing")  # each counts as one module
 for folder in FOLDERS:
     PACKAGE += sorted((ROOT / "image_classification" / folder).glob("*.py"))
 # Started with python -m.
