@@ -32,8 +32,9 @@ Check = Callable[[Any, dict[str, Any]], bool]
 
 # Settings that bend the course of a training that goes on.
 _COURSE = (
-    "data", "data_backend", "batch_size", "optimizer_batch_size", "prof", "iters", "epochs", "seed",
-    "lr", "lr_schedule", "lr_milestones", "lr_gamma", "warmup", "end_lr", "momentum", "nesterov",
+    "data", "val_split", "data_backend", "batch_size", "optimizer_batch_size", "prof", "iters",
+    "epochs", "seed", "lr", "lr_schedule", "lr_milestones", "lr_gamma", "warmup", "end_lr",
+    "momentum", "nesterov",
     "weight_decay", "bn_weight_decay", "rmsprop_alpha", "rmsprop_eps", "clip_grad_norm",
     "head_lr", "label_smoothing", "class_weights", "mixup", "dropout", "survival_prob",
     "bn_momentum", "bn_epsilon", "freeze_bn", "freeze", "unfreeze_after", "sync_bn", "use_ema",
