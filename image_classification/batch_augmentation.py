@@ -24,9 +24,8 @@ from image_classification.presets import EvalPreset, ShiftPreset, TrainPreset
 if TYPE_CHECKING:
     from image_classification.device import Device
 
-# Images that an operation gets at once: memory for the steps in between stays below 200 MiB at 224
-# pixels, whatever the batch.
-_AT_ONCE = 32
+# Pixels that an operation gets at once: what lies in memory between its steps stays below 200 MiB.
+_PIXELS_AT_ONCE = 32 * 224**2
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,8 @@ class BatchAugmentation:
         if (found := self._policy(preset.image_size)) is not None:
             policy, operations = found
             drawn = draw_policy(policy.choices, self._seed, epoch, indices)
-            groups, more = _grouped(drawn, operations.kinds)
+            at_once = max(1, _PIXELS_AT_ONCE // preset.image_size**2)
+            groups, more = _grouped(drawn, operations.kinds, at_once)
             parts += more
         places, holes = np.concatenate(parts, axis=1), self._holes(preset, epoch, indices)
         return Plan(operations, groups, self._pinned(places), self._pinned(holes))
@@ -176,7 +176,7 @@ def create_augmentation(
 
 
 def _grouped(
-    drawn: NDArray[np.int64], kinds: NDArray[np.int64]
+    drawn: NDArray[np.int64], kinds: NDArray[np.int64], at_once: int
 ) -> tuple[list[tuple[int, int, int]], list[NDArray[np.int64]]]:
     """The images of each step by the kind of their operation; see `Plan`."""
     groups, parts, end = [], [], 0
@@ -184,8 +184,8 @@ def _grouped(
         of_image = kinds[step]
         for kind in range(1, len(KINDS)):  # 0 changes nothing
             members = np.flatnonzero(of_image == kind)
-            for first in range(0, len(members), _AT_ONCE):
-                places = members[first : first + _AT_ONCE]
+            for first in range(0, len(members), at_once):
+                places = members[first : first + at_once]
                 groups.append((kind, end, end + len(places)))
                 parts.append(np.stack([places, step[places]]))
                 end += len(places)

@@ -32,7 +32,7 @@ class Slot:
     """Memory of one batch.
 
     Attributes:
-        memory: uint8, for the images.
+        memory: uint8, contiguous, room for the largest images.
         images: uint8 [B, H, W, 3], a part of `memory`.
         targets: int64 [B] in pinned memory; None where the device cannot pin.
         copied: The event after which the device does not read it any more; None: it does not.
@@ -60,8 +60,7 @@ class BatchRing:
     def __init__(
         self, batch_size: int, image_size: int, device: Device, on_device: bool = False
     ) -> None:
-        self._batch_size = batch_size
-        self._image_size = image_size
+        self._shape = (batch_size, image_size, image_size, 3)
         self._device = device
         self._on_device = on_device
         self._free: deque[Slot] = deque()
@@ -73,17 +72,16 @@ class BatchRing:
         if slot.copied is not None:
             slot.copied.synchronize()
             slot.copied = None
-        shape = (self._batch_size, side, side, 3)
-        slot.images = slot.memory[: math.prod(shape)].view(shape)
+        shape = (self._shape[0], side, side, 3)
+        slot.images = slot.memory.view(-1)[: math.prod(shape)].view(shape)
         return slot
 
     def _make(self) -> Slot:
         place = self._device.torch_device if self._on_device else "cpu"
-        size = self._batch_size * self._image_size**2 * 3
-        memory = torch.empty(size, dtype=torch.uint8, device=place)
+        memory = torch.empty(self._shape, dtype=torch.uint8, device=place)
         if not self._device.can_pin_memory:
             return Slot(memory, memory, None)
-        targets = torch.empty(self._batch_size, dtype=torch.int64)
+        targets = torch.empty(self._shape[0], dtype=torch.int64)
         if not self._on_device:
             memory = self._device.pin_memory(memory)
         return Slot(memory, memory, self._device.pin_memory(targets))

@@ -3,9 +3,9 @@
 """The operations of augmentation policies, on batches of uint8 images on any device.
 
 They give what torchvision's functions for tensors (transforms.v2.functional) give for each image by
-itself: the same bytes, or where pixels are interpolated a difference of at most one. All of it is
-products and sums in float32 that are rounded one by one, and whole numbers: the bytes do not depend
-on the device, nor on what else is in the batch. The host never waits for the device.
+itself: the same bytes, or where pixels are interpolated a difference of at most one. All the others
+are whole numbers, or products and sums in float32 that are rounded one by one: their bytes are the
+same on every device. What else is in the batch does not matter, and the host never waits.
 """
 
 from __future__ import annotations

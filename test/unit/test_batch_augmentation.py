@@ -20,6 +20,7 @@ from PIL import Image
 from test_augmentation import ks_distance
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from image_classification import batch_augmentation
 from image_classification.augmentation import (
     ShiftPreset,
     TrainPreset,
@@ -95,7 +96,8 @@ def feeder(preset: TrainPreset | ShiftPreset, device: Any = None) -> DeviceFeede
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
+def test_an_image_does_not_depend_on_its_batch(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(batch_augmentation, "_PIXELS_AT_ONCE", 10 * 16**2)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (70, 3, 16, 16), generator=generator, dtype=torch.uint8)
     augmentation = BatchAugmentation(TrainPreset(16, policy=name), 3, HostDevice())
