@@ -12,13 +12,13 @@ INTERPOLATIONS = ("bilinear", "bicubic", "triangular")
 POLICIES = ("autoaugment", "autoaugment-cifar10", "randaugment", "trivialaugment")
 # RandAugment's magnitudes in torchvision: 31 steps.
 STRONGEST = 30
-_MOST_OPERATIONS = 16
+MOST_OPERATIONS = 16
+# Sizes of growing images are multiples of it: the stride of the networks' last stage.
+SIZE_STEP = 32
 
 # What a file may ask for: no network sees images of that size, and memory is not endless.
 _MAX_SIDE = 1 << 14
 _SIZES = ("image_size", "resize_size", "padding", "start_size")
-# Sizes of growing images are multiples of it: the stride of the networks' last stage.
-_SIZE_STEP = 32
 _MOST_EPOCHS = 1 << 31
 
 
@@ -94,7 +94,7 @@ class _TrainingPreset(_Preset):
 
     def __post_init__(self) -> None:
         self._check_choice("policy", (None, *POLICIES))
-        self._check_whole("policy_operations", 1, _MOST_OPERATIONS)
+        self._check_whole("policy_operations", 1, MOST_OPERATIONS)
         self._check_whole("policy_magnitude", 0, STRONGEST)
         if not 0.0 <= self.erasing <= 1.0:
             raise ValueError(f"erasing must be a probability from 0 to 1, received {self.erasing}")
@@ -110,7 +110,8 @@ class TrainPreset(_TrainingPreset):
         ratio: Smallest and largest width / height of a crop.
         flip: Probability of a horizontal flip, 0..1.
         interpolation: Resize filter; all are antialiased, "triangular" is DALI's name of bilinear.
-        start_size: Side in pixels in the first epoch where images grow, 0 where they do not.
+        start_size: Side in pixels in the first epoch where images grow, a multiple of 32; 0 where
+            they do not.
         growth_epochs: Epochs of the training where images grow; the last one has `image_size`.
     """
 
@@ -137,6 +138,10 @@ class TrainPreset(_TrainingPreset):
                 "start_size and growth_epochs must both be above 0, or both 0; received "
                 f"{self.start_size}, {self.growth_epochs}"
             )
+        if self.start_size % SIZE_STEP:
+            raise ValueError(
+                f"start_size must be a multiple of {SIZE_STEP}, received {self.start_size}"
+            )
 
     def at(self, epoch: int) -> TrainPreset:
         """The preset for the images of an epoch, without growth.
@@ -152,8 +157,8 @@ class TrainPreset(_TrainingPreset):
         first, last, final = self.start_size, self.growth_epochs - 1, self.image_size
         side = final
         if epoch < last:
-            steps = (first + (final - first) * epoch / last) / _SIZE_STEP
-            side = min(max(math.floor(steps + 0.5) * _SIZE_STEP, first), final)
+            steps = (first + (final - first) * epoch / last) / SIZE_STEP
+            side = min(math.floor(steps + 0.5) * SIZE_STEP, final)
         return replace(self, image_size=side, start_size=0, growth_epochs=0)
 
 

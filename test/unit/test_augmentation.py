@@ -273,6 +273,7 @@ def test_presets_survive_json(preset: TrainPreset | EvalPreset) -> None:
         (lambda: TrainPreset(policy_operations=0), "policy_operations .* 1 .. 16, received 0"),
         (lambda: ShiftPreset(erasing=-0.1), "erasing .* received -0.1"),
         (lambda: TrainPreset(32, start_size=64, growth_epochs=2), "start_size .* 0 .. 32"),
+        (lambda: TrainPreset(start_size=50, growth_epochs=2), "multiple of 32, received 50"),
         (lambda: TrainPreset(start_size=64), "both be above 0, or both 0; received 64, 0"),
         (lambda: TrainPreset.from_dict({"growth_epochs": "2"}), "growth_epochs must be a whole"),
         (lambda: EvalPreset(interpolation="nearest"), "bilinear, bicubic, triangular"),

@@ -316,8 +316,8 @@ def test_sizes_grow_in_a_straight_line_to_the_full_size() -> None:
     assert set(sides) == {128, 160, 192, 224}
     assert [sides.count(side) for side in (128, 160, 192)] == [15, 30, 30]
     assert preset.at(3) == TrainPreset(128) and preset.at(89) == preset.at(200) == TrainPreset(224)
-    odd = TrainPreset(300, start_size=100, growth_epochs=4)
-    assert [odd.at(epoch).image_size for epoch in range(4)] == [100, 160, 224, 300]
+    odd = TrainPreset(300, start_size=96, growth_epochs=4)
+    assert [odd.at(epoch).image_size for epoch in range(4)] == [96, 160, 224, 300]
     assert TrainPreset(64, start_size=32, growth_epochs=1).at(0).image_size == 64
     assert PLAIN.at(5) is PLAIN and EVAL.at(5) is EVAL
 
