@@ -186,7 +186,7 @@ def _grey(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _add(term: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """term + (high + low), rounded once (Knuth's sum and its error).
+    """term + (high + low), rounded once (Knuth's sum and its error); `term` is used up.
 
     torchvision blends with `add(..., alpha=...)`, which CPUs and GPUs compute as a fused
     multiply-add. With `high` and `low` an exact product this is the same number, on devices that
@@ -194,8 +194,8 @@ def _add(term: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.Ten
     """
     total = term + high
     part = total - term
-    error = (term - (total - part)).add_(high - part).add_(low)
-    return total.add_(error)
+    error = (high - part).add_(low)
+    return total.add_(term.sub_(torch.sub(total, part, out=part)).add_(error))
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

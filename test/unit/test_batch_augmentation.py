@@ -97,7 +97,7 @@ def feeder(preset: TrainPreset | ShiftPreset, device: Any = None) -> DeviceFeede
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_an_image_does_not_depend_on_its_batch(name: str, monkeypatch) -> None:
-    monkeypatch.setattr(batch_augmentation, "_PIXELS_AT_ONCE", 10 * 16**2)
+    monkeypatch.setattr(batch_augmentation, "_PIXELS_IN_CACHES", 10 * 16**2)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (70, 3, 16, 16), generator=generator, dtype=torch.uint8)
     augmentation = BatchAugmentation(TrainPreset(16, policy=name), 3, HostDevice())
