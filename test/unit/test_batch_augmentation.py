@@ -18,6 +18,7 @@ from fakes.support import fake_environment, skip_reason
 from loader_helpers import EVAL, HostDevice, StreamDevice, make
 from PIL import Image
 from test_augmentation import ks_distance
+from test_fast_loader import DALI, FAST
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_classification import batch_augmentation
@@ -39,7 +40,6 @@ from image_classification.data_index import ImageIndex
 from image_classification.dataloaders import SyntheticIndex
 from image_classification.datasets import load_splits
 from image_classification.device_feed import DeviceFeeder
-from image_classification.fast_loader.native import load_core
 from image_classification.pixel_index import PixelIndex
 from image_classification.presets import POLICIES
 
@@ -48,10 +48,7 @@ transforms = pytest.importorskip("torchvision.transforms")
 SIDE, COUNT = 20, 13
 TRAIN = TrainPreset(SIDE, policy="randaugment", policy_magnitude=20, erasing=0.5)
 PLAIN = TrainPreset(SIDE)
-BACKENDS = [
-    "pytorch",
-    pytest.param("fast", marks=pytest.mark.skipif(load_core() is None, reason="not built")),
-]
+all_backends = pytest.mark.parametrize("backend", ["pytorch", FAST, DALI])
 
 
 def write_noise(root: Path) -> ImageIndex:
@@ -113,7 +110,7 @@ def test_an_image_does_not_depend_on_its_batch(name: str, monkeypatch) -> None:
     assert sum(not torch.equal(*pair) for pair in zip(images, together, strict=True)) > 35
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@all_backends
 def test_loaders_ranks_and_positions_show_the_same_images(index, backend: str) -> None:
     whole = read(make(index, TRAIN, global_batch=4))
     plain = read(make(index, PLAIN, global_batch=4))
@@ -137,7 +134,7 @@ def test_loaders_ranks_and_positions_show_the_same_images(index, backend: str) -
     assert not torch.equal(read(other_epoch), whole)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@all_backends
 def test_a_replaced_image_gets_its_own_draws(tmp_path: Path, backend: str) -> None:
     index = write_noise(tmp_path)
     (tmp_path / "train/0/05.png").write_bytes(b"no image")
@@ -322,7 +319,7 @@ def test_sizes_grow_in_a_straight_line_to_the_full_size() -> None:
     assert PLAIN.at(5) is PLAIN and EVAL.at(5) is EVAL
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@all_backends
 @pytest.mark.parametrize("policy", [None, "randaugment"])
 def test_an_epoch_of_growing_images_is_one_of_that_size(index, backend: str, policy) -> None:
     growing = TrainPreset(96, policy=policy, start_size=32, growth_epochs=3)
