@@ -36,14 +36,16 @@ class Plan:
 
     Attributes:
         operations: Those of the policy, for images of this size; None without a policy.
-        groups: Kind, first and last place in `places`, for images that are treated together.
-        places: int64 [2, M]: places of images in the batch, and the number of what they get.
+        steps: For each step of the policy, kind of operation, first and last place of the images
+            that are treated together; the images are sorted for it.
+        numbers: int64 [2 * steps + 1, N]: for each step how the images are sorted, as places in
+            their order so far, and what each then gets; last, their places in the batch.
         holes: int64 [N, K, 4], rectangles to be erased: top, left, bottom, right in pixels.
     """
 
     operations: Operations | None
-    groups: list[tuple[int, int, int]]
-    places: torch.Tensor
+    steps: list[list[tuple[int, int, int]]]
+    numbers: torch.Tensor
     holes: torch.Tensor
 
 
@@ -55,17 +57,19 @@ def apply_policy(images: torch.Tensor, plan: Plan) -> torch.Tensor:
         plan: What is done to them.
 
     Returns:
-        New images, contiguous; `images` itself where nothing is done to any.
+        New images, contiguous; without a policy `images` itself.
     """
-    if plan.operations is None or not plan.groups:
+    if plan.operations is None:
         return images
-    images = images.clone(memory_format=torch.contiguous_format)
-    places, which = plan.places.to(images.device, non_blocking=True)
-    for kind, start, end in plan.groups:
-        chosen = places[start:end]
-        changed = plan.operations.apply(kind, images.index_select(0, chosen), which[start:end])
-        images.index_copy_(0, chosen, changed)
-    return images
+    images = images.contiguous()
+    *pairs, back = plan.numbers.to(images.device, non_blocking=True)
+    for step, order, which in zip(plan.steps, pairs[::2], pairs[1::2], strict=True):
+        images = images.index_select(0, order)
+        images = torch.cat([
+            plan.operations.apply(kind, images[start:end], which[start:end])
+            for kind, start, end in step
+        ])  # fmt: skip
+    return images.index_select(0, back)
 
 
 def erase(images: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -124,17 +128,16 @@ class BatchAugmentation:
         """
         preset, indices = self._preset.at(epoch), np.atleast_1d(indices)
         operations: Operations | None = None
-        groups: list[tuple[int, int, int]] = []
-        parts = [np.zeros((2, 0), dtype=np.int64)]
+        steps: list[list[tuple[int, int, int]]] = []
+        numbers = np.arange(len(indices), dtype=np.int64)[None]
         if (found := self._policy(preset.image_size)) is not None:
             policy, operations = found
             drawn = draw_policy(policy.choices, self._seed, epoch, indices)
             at_once = _PIXELS_AT_ONCE if self._device.is_accelerator else _PIXELS_IN_CACHES
             most = max(1, at_once // preset.image_size**2)
-            groups, more = _grouped(drawn, operations.kinds, most)
-            parts += more
-        places, holes = np.concatenate(parts, axis=1), self._holes(preset, epoch, indices)
-        return Plan(operations, groups, self._pinned(places), self._pinned(holes))
+            steps, numbers = _sorted(drawn, operations.kinds, most)
+        holes = self._holes(preset, epoch, indices)
+        return Plan(operations, steps, self._pinned(numbers), self._pinned(holes))
 
     def _policy(self, side: int) -> tuple[Policy, Operations] | None:
         """The policy for images of this side, and its operations on the device."""
@@ -178,18 +181,20 @@ def create_augmentation(
     return BatchAugmentation(preset, seed, device)
 
 
-def _grouped(
+def _sorted(
     drawn: NDArray[np.int64], kinds: NDArray[np.int64], most: int
-) -> tuple[list[tuple[int, int, int]], list[NDArray[np.int64]]]:
-    """The images of each step by the kind of their operation; see `Plan`."""
-    groups, parts, end = [], [], 0
+) -> tuple[list[list[tuple[int, int, int]]], NDArray[np.int64]]:
+    """Brings the images of each step together by kinds, at most so many; see `Plan`."""
+    steps, numbers = [], []
+    order = np.arange(len(drawn))
     for step in drawn.T:
-        of_image = kinds[step]
-        for kind in range(1, len(KINDS)):  # 0 changes nothing
-            members = np.flatnonzero(of_image == kind)
-            for first in range(0, len(members), most):
-                places = members[first : first + most]
-                groups.append((kind, end, end + len(places)))
-                parts.append(np.stack([places, step[places]]))
-                end += len(places)
-    return groups, parts
+        before, order = order, np.argsort(kinds[step], kind="stable")
+        numbers += [np.argsort(before)[order], step[order]]
+        ends = np.cumsum(np.bincount(kinds[step], minlength=len(KINDS))).tolist()
+        runs = zip(range(len(KINDS)), [0, *ends[:-1]], ends, strict=True)
+        steps.append([
+            (kind, first, min(first + most, end))
+            for kind, start, end in runs
+            for first in range(start, end, most)
+        ])  # fmt: skip
+    return steps, np.stack([*numbers, np.argsort(order)])

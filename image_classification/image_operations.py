@@ -41,7 +41,7 @@ class Operations:
         device: Where the images are.
 
     Attributes:
-        kinds: int64 [V], for each operation its place in KINDS; 0 leaves images as they are.
+        kinds: int64 [V], for each operation its place in KINDS.
 
     Raises:
         UsageError: An operation is unknown.
@@ -62,9 +62,11 @@ class Operations:
             which: int64 [n], places of the operations, on the device.
 
         Returns:
-            uint8 [n, 3, H, W].
+            uint8 [n, 3, H, W]; `images` itself where nothing is done.
         """
         name = KINDS[kind]
+        if name == "identity":
+            return images
         if name == "table":
             return look_up(images, self._tables.index_select(0, which)[:, None])
         if (function := _PLAIN.get(name)) is not None:

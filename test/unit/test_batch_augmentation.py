@@ -241,7 +241,7 @@ for name in ("npu", "cpu"):
     before = dict(torch.ops.fakeacc.counters("waits"))
     made.append(feeder.normalize(there, plan))
     waits = dict(torch.ops.fakeacc.counters("waits")) != before
-    print(json.dumps([name, waits, plan.places.is_pinned(), plan.holes.is_pinned()]))
+    print(json.dumps([name, waits, plan.numbers.is_pinned(), plan.holes.is_pinned()]))
 print(json.dumps(torch.equal(made[0].cpu(), made[1])))
 """
 
