@@ -675,16 +675,14 @@ def run_seed(
     import torch
 
     from image_classification import distributed
-    from image_classification.confusion import class_report
     from image_classification.environment import describe
     from image_classification.metric_names import headline
-    from image_classification.report.run_log import read_answers
+    from image_classification.report.run_log import class_table
     from image_classification.validation import Validator
     from image_classification.workspace import tidy
 
-    started = time.perf_counter()
-    state, precision = open_run(
-        argparse.Namespace(**vars(args)), launch, device, seed, interruption)
+    started, own = time.perf_counter(), argparse.Namespace(**vars(args))
+    state, precision = open_run(own, launch, device, seed, interruption)
     args, logger = state.args, state.logger
     with tidy(state.workspace, run_files(args), args.check), logger, ExitStack() as cleanup:
         # ---- data and model
@@ -722,9 +720,9 @@ def run_seed(
             best, row = build_epochs(state, trainer, validator, loaders, splits).run()
             logger.summary({"run.top1_best": best, "run.duration": time.perf_counter() - started})
         # ---- report
-        file = names.EVALUATION_NAME if args.evaluate else names.CONFUSION_NAME
-        if args.class_report and launch.primary and (found := read_answers(state.workspace / file)):
-            print(class_report(found.confusion, found.classes))
+        answers = names.EVALUATION_NAME if args.evaluate else names.CONFUSION_NAME
+        if args.class_report and launch.primary:
+            print(class_table(state.workspace / answers))
         what, seconds = "evaluated" if args.evaluate else "finished", time.perf_counter() - started
         logger.message(f"{what}: {headline(row, best)}{seconds:.1f} s, files in {state.workspace}")
         logger.message("Experiment ended")
