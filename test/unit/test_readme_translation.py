@@ -98,7 +98,6 @@ def test_headings_have_the_same_order_and_levels() -> None:
 def test_each_page_links_to_the_other() -> None:
     assert "](README.zh-CN.md)" in ENGLISH.splitlines()[2]
     assert "](README.md)" in CHINESE.splitlines()[2]
-    assert len(CHINESE.splitlines()) <= 450
 
 
 @pytest.mark.parametrize("english, chinese", PAIRS, ids=lambda part: part and part.title)
