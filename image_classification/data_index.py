@@ -63,6 +63,13 @@ class ImageIndex:
         prefix = os.path.join(os.fsencode(self.root), b"")
         return [prefix + self._relative(i) for i in indices]
 
+    def select(self, rows: Iterable[int] | NDArray[np.int64]) -> ImageIndex:
+        """The index of some of the images, in the order of `rows`."""
+        builder = IndexBuilder()
+        for i in rows:
+            builder.add(self._relative(i), int(self.labels[i]))
+        return builder.build(self.root, self.classes, self.split, self.source)
+
     def _relative(self, i: int | np.integer) -> bytes:
         start, end = self.path_offsets[i], self.path_offsets[i + 1]
         return self.path_bytes[start:end].tobytes()

@@ -142,9 +142,12 @@ def exporter_is_dynamo() -> bool:
     return parameter is not None and parameter.default is True
 
 
-def _read_onnx(path: Path) -> Written:
+def read_onnx(path: Path, threads: int = 0) -> Written:
+    """Read an ONNX file with onnxruntime; `threads` is 0 for all cores."""
     runtime = importlib.import_module("onnxruntime")
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def forward(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
@@ -208,7 +211,7 @@ def _read_safetensors(path: Path) -> Written:
 FORMATS: dict[str, Format] = {
     "onnx": Format(
         ".onnx", ("onnx", "onnxscript") if exporter_is_dynamo() else ("onnx",), ("onnxruntime",),
-        _write_onnx, _read_onnx,
+        _write_onnx, read_onnx,
     ),
     "torchscript": Format(".torchscript", (), (), _write_torchscript, _read_torchscript),
     "safetensors": Format(
