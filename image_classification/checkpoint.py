@@ -212,7 +212,16 @@ def _is_model_options(value: Any, state: dict[str, Any]) -> bool:
     checks = dict.fromkeys(switches, lambda entry: isinstance(entry, bool))
     checks["conv_init"] = lambda entry: entry in ("fan_in", "fan_out")
     checks["dropout"] = lambda entry: _is_number(entry) and 0 <= entry < 1
+    checks["channels"] = _is_channels
     return isinstance(value, dict) and all(checks[name](value[name]) for name in value)
+
+
+def _is_channels(value: Any) -> bool:
+    """Whether it is of the kind that pruning writes; the network knows how many there may be."""
+    return isinstance(value, dict) and all(
+        isinstance(numbers, list) and all(_is_count(number) and number >= 1 for number in numbers)
+        for numbers in value.values()
+    )
 
 
 def _is_preprocessing(value: Any, _: dict[str, Any]) -> bool:

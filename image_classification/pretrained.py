@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -111,6 +112,17 @@ def extract_state_dict(
     if not state:
         raise CheckpointError(f"no weights in {source!r}: it is empty")
     return state
+
+
+def saved_channels(path: str | os.PathLike[str]) -> Any:
+    """Return the option `channels` of the network in a weight file; None where it is not pruned.
+
+    Raises:
+        CheckpointError: see `load_tensors`.
+    """
+    content = load_tensors(path)
+    options = content.get("model_options") if isinstance(content, Mapping) else None
+    return options.get("channels") if isinstance(options, Mapping) else None
 
 
 def has_ema(content: object) -> bool:

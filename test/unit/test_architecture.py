@@ -29,8 +29,9 @@ LEVELS: dict[int, set[str]] = {
         "pytorch_loader", "synthetic_loader", "fast_loader", "dali_loader",
         "resident_loader", "dataloaders", "workspace", "trained_network", "export_formats"},
     3: {"training", "validation", "epochs", "preflight", "inference", "failures", "dataset_tools",
-        "data_sources", "report", "doctor", "exporter"},
-    4: {"main", "classify", "checkpoint2model", "export", "multiproc", "setup"},
+        "data_sources", "report", "doctor", "exporter", "quantization", "pruning"},
+    4: {"main", "classify", "checkpoint2model", "export", "quantize", "prune", "multiproc",
+        "setup"},
 }  # fmt: skip
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 
@@ -192,7 +193,8 @@ def test_requirements_never_name_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["main", "multiproc", "classify", "checkpoint2model", "export", "models"]
+    "module",
+    ["main", "multiproc", "classify", "checkpoint2model", "export", "quantize", "prune", "models"],
 )
 def test_entries_import_without_torch(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None; import {module}"
