@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a trained ResNet narrower; run_scripts/Prune_Finetune.sh also trains what is left.
+"""Makes a trained ResNet narrower; scripts/run_pruning.sh also trains what is left.
 
 python prune.py --checkpoint models/resnet50/model_best.pth.tar --keep 0.7
 """

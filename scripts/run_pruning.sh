@@ -1,32 +1,22 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-# Makes a trained ResNet narrower, trains what is left, and compares both:
-#   bash run_scripts/Prune_Finetune.sh CHECKPOINT DIR [WORKSPACE] [flags of main.py ...]
+# Makes a trained ResNet narrower, trains what is left, and compares before and after:
+#   bash scripts/run_pruning.sh CHECKPOINT DIR WORKSPACE [flags of main.py ...]
 # From the environment: KEEP (share of the channels that is left, 0.7), DEVICE, NPROC, PYTHON.
-source "$(dirname -- "${BASH_SOURCE[0]}")/_common.sh"
-case ${1:-} in
-    "" | -*)
-        sed -n '5,6s/^# *//p' "${BASH_SOURCE[0]}"
-        if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then exit 0; fi
-        exit 2
-        ;;
-esac
-need_python
-checkpoint=$(find_checkpoint "$1") || exit $?
-if [ -z "${2:-}" ]; then
-    echo "$NAME: no data: bash run_scripts/$NAME.sh CHECKPOINT DIR" >&2
+source "$(dirname -- "${BASH_SOURCE[0]}")/../run_scripts/_common.sh"
+if [ $# -lt 3 ] || [[ "$1$2$3" = -* ]]; then
+    sed -n '5,6s/^# *//p' "${BASH_SOURCE[0]}"
+    case ${1:-} in -h | --help) exit 0 ;; esac
     exit 2
 fi
-data=$2 workspace=$(dirname -- "$checkpoint")/pruned
-shift 2
-case ${1:-} in
-    "" | -*) ;;
-    *)
-        workspace=$1
-        shift
-        ;;
-esac
+checkpoint=$1 data=$2 workspace=$3
+shift 3
+need_python
+if [ -e "$workspace/model_best.pth.tar" ]; then
+    echo "$NAME: $workspace holds a run already; name another WORKSPACE" >&2
+    exit 2
+fi
 mkdir -p -- "$workspace"
 "$PYTHON" "$ROOT/prune.py" --checkpoint "$checkpoint" --keep "${KEEP:-0.7}" \
     --output "$workspace/pruned.pth.tar"
