@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """8-bit integers for CPUs: onnxruntime's static quantisation of an exported network.
 
-Weights get one scale for each output channel, activations one for each tensor, taken from the
-ranges that calibration images show (arXiv:1712.05877; ranges averaged over batches, which one odd
-image does not stretch). The file keeps float operations between quantise and dequantise nodes
+Weights get one scale for each output channel, activations one for each tensor, from the smallest
+and the largest value that calibration images show (arXiv:1712.05877). The file keeps float operations between quantise and dequantise nodes
 ("QDQ"); the engine that runs it fuses them into integer ones.
 
 What works on pooled features stays in float: the classifier, and the gates of squeeze-and-
@@ -97,7 +96,6 @@ def quantize(
             activation_type=tools.QuantType.QUInt8, weight_type=tools.QuantType.QInt8,
             nodes_to_exclude=nodes_after_pooling(onnx.load(prepared).graph),
             calibrate_method=tools.CalibrationMethod.MinMax,
-            extra_options={"CalibMovingAverage": True},
         )  # fmt: skip
         written = onnx.load(quantized)
     description = {**card, "quantisation": f"int8, weights of {weight_bits} bits per channel"}
