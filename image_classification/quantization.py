@@ -3,8 +3,9 @@
 """8-bit integers for CPUs: onnxruntime's static quantisation of an exported network.
 
 Weights get one scale for each output channel, activations one for each tensor, from the smallest
-and the largest value that calibration images show (arXiv:1712.05877). The file keeps float operations between quantise and dequantise nodes
-("QDQ"); the engine that runs it fuses them into integer ones.
+and the largest value that calibration images show (arXiv:1712.05877). The file keeps float
+operations between quantise and dequantise nodes ("QDQ"); the engine that runs it fuses them into
+integer ones.
 
 What works on pooled features stays in float: the classifier, and the gates of squeeze-and-
 excitation. They take hardly any time, and their error would reach all positions at once.

@@ -4,8 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +64,29 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
+@pytest.fixture(scope="module")
+def exported(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, str]]:
+    """Export in a format, once for all tests; returns the file and what was printed."""
+    folder = tmp_path_factory.mktemp("exported")
+    photo = folder / "photo.png"
+    Image.new("RGB", (60, 50), (250, 120, 3)).save(photo)
+
+    @functools.cache
+    def export_as(name: str) -> tuple[Path, str]:
+        for package in export_formats.FORMATS[name].packages + export_formats.FORMATS[name].readers:
+            pytest.importorskip(package)
+        output, printed = folder / name, io.StringIO()
+        arguments = ["--checkpoint", str(checkpoints[NETWORKS[name]]), "--format", name,
+                     "--output", str(output), "--images", str(photo)]  # fmt: skip
+        with contextlib.redirect_stdout(printed):
+            assert export.main(arguments) == 0
+        return output, printed.getvalue()
+
+    return export_as
+
+
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Run export.py without a process of its own; returns exit code and all that it printed."""
@@ -103,19 +131,12 @@ def decoded(strings: dict[str, str]) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore")  # torch's own, about TorchScript
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_file_works_without_this_package(
-    call: Callable[..., tuple[int, str]], checkpoints: dict[str, Path], tmp_path: Path, name: str
+    exported: Callable[[str], tuple[Path, str]], checkpoints: dict[str, Path], name: str
 ) -> None:
-    for package in export_formats.FORMATS[name].packages + export_formats.FORMATS[name].readers:
-        pytest.importorskip(package)
-    photo, output = tmp_path / "photo.png", tmp_path / "network.bin"
-    Image.new("RGB", (60, 50), (250, 120, 3)).save(photo)
-    arch, checkpoint = NETWORKS[name], checkpoints[NETWORKS[name]]
-    code, text = call("--checkpoint", checkpoint, "--format", name, "--output", output,
-                      "--images", photo)  # fmt: skip
-    assert code == 0, text
+    output, text = exported(name)
     assert "3 random and 1 real images in batches of 1 and 3: logits differ by up to" in text
     assert "averaged (EMA) weights" in text
-
+    arch, checkpoint = NETWORKS[name], checkpoints[NETWORKS[name]]
     forward, card = read_foreign(name, output)
     assert card == {
         "arch": arch, "model_options": {"dropout": 0.3, "conv_init": "fan_in"}, "classes": CLASSES,
@@ -131,6 +152,25 @@ def test_a_file_works_without_this_package(
             logits, expected = torch.as_tensor(forward(images)), model(images)
         assert expected.abs().max() > 0.1  # else the comparison would say nothing
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_the_example_of_the_docs_names_the_class(
+    exported: Callable[[str], tuple[Path, str]], checkpoints: dict[str, Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shutil.copy(exported("onnx")[0], tmp_path / "model_best.onnx")
+    page = (ROOT / "docs" / "export.md").read_text("utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((90, 60)).save(tmp_path / "cat.jpg")
+    checkpoint = checkpoints[NETWORKS["onnx"]]
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert classify.main(["--cpu", "--checkpoint", str(checkpoint), str(tmp_path / "cat.jpg")]) == 0
+    best = capsys.readouterr().out.splitlines()[1].split(":")[0]
+    assert done.stdout.strip() == best, done.stderr
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -154,24 +194,24 @@ def test_batch_fixes_the_shape_and_no_ema_is_heard(
 
 
 def test_safetensors_are_classified_like_their_checkpoint(
-    call: Callable[..., tuple[int, str]], checkpoints: dict[str, Path], tmp_path: Path,
+    exported: Callable[[str], tuple[Path, str]], checkpoints: dict[str, Path], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    pytest.importorskip("safetensors")
-    checkpoint, exported = checkpoints["resnet18_cifar"], tmp_path / "network.safetensors"
-    assert call("--checkpoint", checkpoint, "--format", "safetensors", "--output", exported)[0] == 0
+    checkpoint, file = checkpoints[NETWORKS["safetensors"]], tmp_path / "network.safetensors"
+    shutil.copy(exported("safetensors")[0], file)
     photo = tmp_path / "photo.png"
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(noise).save(photo)
     printed = []
-    for path in (checkpoint, exported):
+    for path in (checkpoint, file):
         assert classify.main(["--cpu", "--checkpoint", str(path), str(photo)]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
 
-    text = exported.read_bytes().replace(b'"image_size":"32"', b'"image_size":"[]"')
-    exported.write_bytes(text)
-    assert classify.main(["--cpu", "--checkpoint", str(exported), str(photo)]) == 4
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'"image_size":"32"', b'"image_size":"[]"'))
+    assert file.read_bytes() != content
+    assert classify.main(["--cpu", "--checkpoint", str(file), str(photo)]) == 4
 
 
 def test_a_file_that_computes_something_else_is_not_kept(
