@@ -212,7 +212,8 @@ def _is_model_options(value: Any, state: dict[str, Any]) -> bool:
     checks = dict.fromkeys(switches, lambda entry: isinstance(entry, bool))
     checks["conv_init"] = lambda entry: entry in ("fan_in", "fan_out")
     checks["dropout"] = lambda entry: _is_number(entry) and 0 <= entry < 1
-    checks["channels"] = _is_channels
+    if state["arch"].startswith("resnet"):
+        checks["channels"] = _is_channels
     return isinstance(value, dict) and all(checks[name](value[name]) for name in value)
 
 

@@ -15,7 +15,6 @@ import classify
 import export
 import prune
 from image_classification.augmentation import EvalPreset
-from image_classification.checkpoint import _is_model_options
 from image_classification.errors import UsageError
 from image_classification.pretrained import saved_channels
 from image_classification.trained_network import load_trained_network
@@ -111,13 +110,6 @@ def test_a_pruned_network_is_classified_and_exported(
 def test_impossible_channels_are_refused(channels: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="channels must hold"):
         create_model("resnet50", 3, channels=channels)
-
-
-def test_channels_of_a_training_checkpoint_are_checked() -> None:
-    state = {"arch": "resnet50"}
-    assert _is_model_options({"channels": HALF}, state)
-    for wrong in ([64], {"stem": 64}, {"stem": [-1]}, {"stem": ["64"]}, {"stem": [True]}):
-        assert not _is_model_options({"channels": wrong}, state)
 
 
 def test_the_whole_network_is_not_changed_by_naming_its_channels() -> None:
