@@ -4,6 +4,9 @@
 #   docker build -t {docker_image} --build-arg FROM_IMAGE_NAME={base_image} .
 ARG FROM_IMAGE_NAME=nvcr.io/nvidia/pytorch:25.01-py3
 FROM ${FROM_IMAGE_NAME}
+# Bases without PyTorch (docs/docker.md): what is installed there, and where else it is looked for.
+ARG TORCH_PACKAGES=""
+ARG TORCH_INDEX_URL=""
 
 # Cambricon's images keep PyTorch in this virtual environment; elsewhere there is no such folder.
 ENV PATH=/torch/venv3/pytorch/bin:${PATH}

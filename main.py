@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 import sys
 import time
@@ -24,12 +23,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from image_classification import affinity, option_parser
+from image_classification import affinity, recipes
+from image_classification import option_types as kind
 from image_classification import run_files as names
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.errors import UsageError, UserError, tell
 from image_classification.interruption import EXIT_CODE, Interruption, Stopped
-from image_classification.option_parser import AUTO, OptionParser, Problems
+from image_classification.option_parser import OptionParser
+from image_classification.option_types import AUTO, Number
 from image_classification.save_interval import SaveInterval
 from models import find_arch, model_names
 
@@ -52,7 +53,6 @@ PACKAGE_ROOT = Path(__file__).resolve().parent
 DOWNLOADS = PACKAGE_ROOT / "data"
 SAMPLE_PREFIX = "sample:"
 DEFAULT_CROP_SCALE = (0.08, 1.0)
-LARGEST_SEED = 2**63 - 1
 
 # ------------------------------------------------------------------------------------------------
 # Options
@@ -93,18 +93,18 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         help="auto (fast where it is built, else pytorch), fast, pytorch, dali-cpu, dali-gpu, "
         "resident (small images, in memory) or synthetic")
     add("--dummy_test", action="store_true", help="the same as --data-backend synthetic")
-    add("--synthetic-size", type=int, nargs=2, default=[1281167, 50000], metavar=("TRAIN", "VAL"),
-        help="images per epoch of the synthetic data (default: ImageNet's)")
+    add("--synthetic-size", nargs=2, default=[1281167, 50000], metavar=("TRAIN", "VAL"),
+        type=kind.COUNT, help="images per epoch of the synthetic data (default: ImageNet's)")
     add("--data-layout", default="auto", choices=["auto", "folder", "list"],
         help="read class folders or train.txt/val.txt (auto: the lists where they exist)")
-    add("--num-classes", "--num_classes", type=int, metavar="N",
+    add("--num-classes", "--num_classes", type=kind.COUNT, metavar="N",
         help="number of classes (default: from the data; 1000 for synthetic data)")
-    add("-j", "--workers", type=int, metavar="N",
+    add("-j", "--workers", type=Number(int, 0, affinity.MAX_THREADS), metavar="N",
         help="fast: threads per device that read images (default: the cores of this process); "
         "pytorch: worker processes per device, 0 reads in the training process (default: 5)")
-    add("--prefetch", type=int, default=2, metavar="N",
+    add("--prefetch", type=kind.COUNT, default=2, metavar="N",
         help="batches read ahead: in all (fast) or for each worker process (default: 2)")
-    add("--max-bad", type=float, default=0.001, metavar="SHARE",
+    add("--max-bad", type=kind.SHARE, default=0.001, metavar="SHARE",
         help="training: share of unreadable images that are replaced by others before the run "
         "stops; ten are in any case (default: 0.001)")
     add("--allow-bad-val", action="store_true",
@@ -113,22 +113,22 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_augmentation_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--image-size", type=int, metavar="PX",
+    add("--image-size", type=kind.COUNT, metavar="PX",
         help="side of the network's input (default: the network's own, 224)")
-    add("--val-resize", type=int, metavar="PX",
+    add("--val-resize", type=kind.COUNT, metavar="PX",
         help="validation: short side before the centre crop (default: image size + 32)")
     add("--interpolation", choices=["bilinear", "bicubic", "triangular"],
         help="resize filter, antialiased (default: the checkpoint's, else bilinear); triangular is "
         "bilinear's other name")
-    add("--crop-scale", type=float, nargs=2, default=[*DEFAULT_CROP_SCALE], metavar=("MIN", "MAX"),
-        help="area of training crops as a share of the image (default: 0.08 1)")
-    add("--hflip", type=float, default=0.5, metavar="P",
+    add("--crop-scale", nargs=2, default=[*DEFAULT_CROP_SCALE], metavar=("MIN", "MAX"),
+        type=kind.CHANCE, help="area of training crops as a share of the image (default: 0.08 1)")
+    add("--hflip", type=kind.SHARE, default=0.5, metavar="P",
         help="probability of a horizontal flip in training (default: 0.5)")
     add("--augmentation", default="none", type=str.lower, choices=["none", "autoaugment"],
         help="further policy for training images (needs torchvision)")
-    add("--cutout", type=int, default=0, metavar="PX",
+    add("--cutout", type=kind.INDEX, default=0, metavar="PX",
         help="small images in memory: side of a square set to the mean colour (default: 0, none)")
-    add("--mixup", type=float, default=0.0, metavar="ALPHA",
+    add("--mixup", type=kind.AMOUNT, default=0.0, metavar="ALPHA",
         help="MixUp with Beta(alpha, alpha); 0 is off (default: 0)")
 
 
@@ -140,16 +140,29 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="initialisation: classic (Kaiming fan_out, default) or fanin; grp-* are the same")
     add("--conv_init", "--conv-init", choices=["fan_in", "fan_out"],
         help="NVIDIA's name of the same choice")
-    add("--zero-init-last-bn", "--last_bn_0_init", type=option_parser.boolean, nargs="?",
+    add("--zero-init-last-bn", "--last_bn_0_init", type=kind.boolean, nargs="?",
         const=True, default=False, metavar="BOOL",
         help="start each residual branch with a zero BatchNorm weight")
-    add("--trt", type=option_parser.boolean, nargs="?", const=True, default=False, metavar="BOOL",
+    add("--trt", type=kind.boolean, nargs="?", const=True, default=False, metavar="BOOL",
         help="squeeze-and-excitation as 1x1 convolutions, for TensorRT")
-    add("--fused_se", "--fused-se", type=option_parser.boolean, nargs="?", const=True, default=True,
+    add("--fused_se", "--fused-se", type=kind.boolean, nargs="?", const=True, default=True,
         metavar="BOOL", help="squeeze-and-excitation: scale and add in one operation (default)")
-    add("--dropout", type=float, default=0.0, metavar="P",
-        help="dropout before the classifier (default: 0)")
+    add("--dropout", type=kind.PART, metavar="P",
+        help="dropout before the classifier (default: the network's own: EfficientNet 0.2 to 0.5, "
+        "others 0)")
+    add("--survival-prob", "--survival_prob", type=kind.CHANCE, metavar="P",
+        help="EfficientNet: probability that the last block acts on a training image (default: B0 "
+        "1, others 0.8)")
+    add("--bn-momentum", "--bn_momentum", metavar="M", type=kind.CHANCE,
+        help="weight of a batch in BatchNorm's statistics (default: EfficientNet 0.01, others 0.1)")
+    add("--bn-epsilon", "--bn_epsilon", type=kind.POSITIVE, metavar="E",
+        help="added to BatchNorm's variances (default: EfficientNet 0.001, others 1e-5)")
     add("--freeze-bn", action="store_true", help="keep BatchNorm statistics fixed in training")
+    add("--freeze", default="none", metavar="PART", choices=FREEZABLE,
+        help="do not train the first parts of the network: up to stage1, ... stage4, or the "
+        "backbone, which is all but the classifier (default: none)")
+    add("--unfreeze-after", type=kind.COUNT, metavar="EPOCHS",
+        help="train everything after so many epochs (default: never)")
     add("--sync-bn", action="store_true",
         help="BatchNorm statistics over all devices (accelerators only)")
     add("--pretrained-weights", "--pretrained-from-file", "--weights", metavar="FILE",
@@ -161,7 +174,8 @@ def _add_device_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--device", default="auto", choices=["auto", "cuda", "gpu", "npu", "mlu", "xpu", "cpu"],
         help="auto: the accelerator that is there, else cpu (default: auto)")
-    add("--gpu-id", "--gpu_id", type=int, metavar="N", help="index of the device, one process only")
+    add("--gpu-id", "--gpu_id", type=kind.INDEX, metavar="N",
+        help="index of the device, one process only")
     add("--amp", action="store_true", help="mixed precision")
     add("--amp-dtype", default="auto", choices=["auto", "bfloat16", "float16"],
         help="auto: bfloat16 where the device is fast with it, else float16 with loss scaling")
@@ -172,7 +186,7 @@ def _add_device_options(group: argparse._ArgumentGroup) -> None:
     add("--fp16", action="store_true", help="half-precision weights, with --evaluate only")
     add("--tf32", action=argparse.BooleanOptionalAction, default=None,
         help="TF32 matrix units on cuda (default: torch's setting)")
-    add("--static-loss-scale", type=float, metavar="S",
+    add("--static-loss-scale", type=kind.POSITIVE, metavar="S",
         help="float16: fixed loss scale (initial one with --dynamic-loss-scale)")
     add("--dynamic-loss-scale", action="store_true",
         help="float16: adapt the loss scale (default unless --static-loss-scale is given)")
@@ -183,51 +197,61 @@ def _add_device_options(group: argparse._ArgumentGroup) -> None:
         help=f"bind the process to CPU cores: {', '.join(affinity.MODES)}")
     add("--dist-backend", choices=["nccl", "hccl", "cncl", "xccl", "gloo"],
         help="collective library (default: the device's own)")
-    add("--world-size", type=int, metavar="NODES", help="number of nodes the launcher must have")
+    add("--world-size", type=kind.COUNT, metavar="NODES",
+        help="number of nodes the launcher must have")
     add("--addr", metavar="HOST", help="master address the launcher must have")
 
 
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--epochs", type=int, default=90, metavar="N",
+    add("--epochs", type=kind.COUNT, default=90, metavar="N",
         help="epochs in all, those before a resume included (default: 90)")
-    add("--run-epochs", type=int, default=-1, metavar="N", help="run at most N epochs this time")
-    add("-b", "--batch-size", type=option_parser.number_or_auto, default=256, metavar="N",
+    add("--run-epochs", type=kind.COUNT_OR_ALL, default=-1, metavar="N",
+        help="run at most N epochs this time")
+    add("-b", "--batch-size", type=kind.count_or_auto, default=256, metavar="N",
         help="images per device and step; auto: what fits into memory, up to 256 (default: 256)")
-    add("--optimizer-batch-size", type=int, default=-1, metavar="N",
+    add("--optimizer-batch-size", type=kind.COUNT_OR_ALL, default=-1, metavar="N",
         help="images per optimizer step over all devices, by gradient accumulation")
-    add("--label-smoothing", type=float, default=0.0, metavar="E", help="default: 0")
-    add("--use-ema", type=float, metavar="DECAY",
+    add("--class-weights", default="none", choices=["none", "balanced"],
+        help="balanced: in the loss, classes with few images count as much as those with many")
+    add("--label-smoothing", type=kind.SHARE, default=0.0, metavar="E", help="default: 0")
+    add("--use-ema", type=kind.PART, metavar="DECAY",
         help="also average the weights, e.g. 0.9999; the best model follows the average")
     add("--on-divergence", default="stop", choices=["stop", "rollback"],
         help="when 5 steps in a row have no finite loss and gradients: end with exit code 5, or go "
         "back to a checkpoint with half the learning rate, up to 3 times (default: stop)")
-    add("--early-stopping-patience", type=int, default=-1, metavar="N",
+    add("--early-stopping-patience", type=kind.COUNT_OR_ALL, default=-1, metavar="N",
         help="stop after N epochs without a better top-1")
-    add("--seed", type=int, metavar="N", help="default: drawn, printed and stored")
-    add("--seeds", type=option_parser.whole_numbers, metavar="A,B,...",
+    add("--seed", type=kind.SEED, metavar="N", help="default: drawn, printed and stored")
+    add("--seeds", type=kind.seeds, metavar="A,B,...",
         help="one run per seed in <workspace>/seed_<n>, then mean and spread of top-1")
 
 
 def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--optimizer", default="sgd", choices=["sgd", "adamw", "rmsprop"], help="default: sgd")
-    add("--lr", "--learning-rate", type=float, metavar="LR",
+    add("--optimizer", default="sgd", choices=["sgd", "adamw", "rmsprop", "rmsprop-tf"],
+        help="rmsprop-tf: as TensorFlow computes it (default: sgd)")
+    add("--lr", "--learning-rate", type=kind.AMOUNT, metavar="LR",
         help="peak rate (default: 0.256 x images per optimizer step / 256)")
-    add("--lr-schedule", default="step", choices=["step", "linear", "cosine"],
+    add("--head-lr", type=kind.AMOUNT, metavar="LR",
+        help="peak rate of the classifier (default: --lr)")
+    add("--lr-schedule", default="step", choices=["step", "linear", "cosine", "exponential"],
         help="step multiplies by --lr-gamma at 1/3, 2/3 and 8/9 of the epochs (default)")
-    add("--lr-milestones", type=option_parser.whole_numbers, metavar="E,E,...",
+    add("--lr-milestones", type=kind.numbers, metavar="E,E,...",
         help="epochs after which step falls, instead of 1/3, 2/3 and 8/9")
-    add("--lr-gamma", type=float, default=0.1, metavar="G", help="default: 0.1")
-    add("--warmup", type=float, default=0, metavar="EPOCHS", help="linear warm-up (default: 0)")
-    add("--end-lr", type=float, default=0.0, metavar="LR", help="last rate of linear and cosine")
-    add("--momentum", "--mom", type=float, default=0.9, metavar="M", help="default: 0.9")
-    add("--weight-decay", "--wd", type=float, default=1e-4, metavar="W", help="default: 1e-4")
+    add("--lr-gamma", type=kind.AMOUNT, default=0.1, metavar="G", help="default: 0.1")
+    add("--warmup", type=kind.AMOUNT, default=0, metavar="EPOCHS",
+        help="linear warm-up (default: 0)")
+    add("--end-lr", type=kind.AMOUNT, default=0.0, metavar="LR",
+        help="last rate of linear, cosine and exponential (default: 0; exponential: lr / 1000)")
+    add("--momentum", "--mom", type=kind.PART, default=0.9, metavar="M", help="default: 0.9")
+    add("--weight-decay", "--wd", type=kind.AMOUNT, default=1e-4, metavar="W", help="default: 1e-4")
     add("--bn-weight-decay", action="store_true", help="also decay BatchNorm parameters and biases")
     add("--nesterov", action="store_true", help="Nesterov momentum (sgd)")
-    add("--rmsprop-alpha", type=float, default=0.9, metavar="A", help="default: 0.9")
-    add("--rmsprop-eps", type=float, default=1e-3, metavar="E", help="default: 1e-3")
-    add("--clip-grad-norm", type=float, metavar="NORM", help="largest L2 norm of the gradients")
+    add("--rmsprop-alpha", type=kind.SHARE, default=0.9, metavar="A", help="default: 0.9")
+    add("--rmsprop-eps", type=kind.POSITIVE, default=1e-3, metavar="E", help="default: 1e-3")
+    add("--clip-grad-norm", type=kind.POSITIVE, metavar="NORM",
+        help="largest L2 norm of the gradients")
 
 
 def _add_mode_options(group: argparse._ArgumentGroup) -> None:
@@ -236,11 +260,17 @@ def _add_mode_options(group: argparse._ArgumentGroup) -> None:
         help="only try, at full size, whatever could end the run later; leaves nothing behind")
     add("--evaluate", action="store_true", help="validate once and exit, whatever --epochs says")
     add("--training-only", action="store_true", help="no validation, so no best model either")
-    add("--topk", type=int, default=5, metavar="K", help="second accuracy (default: 5)")
-    add("--prof", type=int, default=-1, metavar="N",
+    add("--topk", type=kind.COUNT, default=5, metavar="K", help="second accuracy (default: 5)")
+    add("--class-report", action="store_true",
+        help="at the end: recall, precision and F1 of each class, and which was taken for which")
+    add("--prof", type=kind.COUNT_OR_ALL, default=-1, metavar="N",
         help="only N iterations per training epoch and validation")
+    add("--recipe", metavar="NAME",
+        help="start from the options of a recipe (FILE.yml:NAME: of another file)")
+    add("--list-recipes", action="store_true", help="print all recipes and exit")
     add("--doctor", action="store_true", help="examine the machine, say what to change, and exit")
-    add("--iters", type=int, default=-1, metavar="N", help="only N iterations per training epoch")
+    add("--iters", type=kind.COUNT_OR_ALL, default=-1, metavar="N",
+        help="only N iterations per training epoch")
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
@@ -253,18 +283,20 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add("--no-checkpoints", dest="save_checkpoints", action="store_false")
     add("--checkpoint-filename", "--checkpoint", default="checkpoint.pth.tar", metavar="NAME",
         help="name of the last checkpoint (default: checkpoint.pth.tar)")
-    add("--checkpoint-interval", type=option_parser.interval, default="10m", metavar="TIME",
+    add("--checkpoint-interval", type=kind.interval, default="10m", metavar="TIME",
         help="also save within an epoch: every so many minutes (10m), seconds (30s), hours (1h) or "
         "optimizer steps (500); 0: never (default: 10m)")
-    add("--gather-checkpoints", type=int, nargs="?", const=-1, default=0, metavar="N",
+    add("--gather-checkpoints", nargs="?", const=-1, default=0, metavar="N",
+        type=Number(int, 0, also=-1),
         help="also keep checkpoint_<epoch>.pth.tar of the last N epochs (bare: all)")
     add("--raport-file", default="experiment_raport.json", metavar="NAME",
         help="log of DLLL lines in the workspace (default: experiment_raport.json)")
-    add("-p", "--print-freq", type=int, default=10, metavar="N",
+    add("-p", "--print-freq", type=kind.COUNT, default=10, metavar="N",
         help="iterations between log lines (default: 10)")
     add("--tensorboard", action="store_true", help="also write <workspace>/tensorboard")
 
 
+FREEZABLE = ["none", "stage1", "stage2", "stage3", "stage4", "backbone"]
 DATA_BACKENDS = [
     "auto", "fast", "pytorch", "dali-cpu", "dali-gpu", "dali-mlu", "resident", "synthetic",
     "syntetic",
@@ -277,7 +309,7 @@ DATA_BACKENDS = [
 
 
 def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parses the command line over the recipe of the named sample.
+    """Parses the command line over the recipe, and over that of the named sample.
 
     Returns:
         The options, and one line per option that was mapped to another.
@@ -287,6 +319,9 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     parser = build_parser()
     args, problems = parser.parse_all(argv)
+    if recipe := getattr(args, "recipe", None):
+        argv = [*read_recipes(recipe).find(recipe.rpartition(":")[2]).words, *argv]
+        args, problems = parser.parse_all(argv)
     name = getattr(args, "directory", None) or getattr(args, "data", None)
     if _is_sample(name):
         parser.set_defaults(**_sample_recipe(name))
@@ -298,6 +333,11 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if problems:
         raise UsageError("\n".join(problems))
     return args, notes
+
+
+def read_recipes(name: str = "") -> recipes.RecipeBook:
+    """Reads the file in front of a recipe's name, by default the package's."""
+    return recipes.read(name.rpartition(":")[0] or PACKAGE_ROOT / "recipes.yml")
 
 
 def _is_sample(name: str | None) -> TypeGuard[str]:
@@ -344,52 +384,20 @@ def _resolve_aliases(args: argparse.Namespace, problems: list[str]) -> list[str]
 
 
 def validate_args(args: argparse.Namespace) -> list[str]:
-    """Returns one line per bad value or combination: what, received, allowed, cure."""
-    problems = Problems(args)
-    require, at_least, within = problems.require, problems.at_least, problems.within
+    """Returns one line per combination that makes no sense; single values have been checked."""
+    rules = [*_rules_of_the_run(args), *_rules_of_training(args)]
+    return [line for broken, line in rules if broken]
+
+
+def _rules_of_the_run(args: argparse.Namespace) -> list[tuple[Any, str]]:
     synthetic = args.data_backend == "synthetic"
-    require(bool(args.data) or synthetic or args.doctor,
-            "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic")
-    require(args.data_backend != "dali-mlu",
-            "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast")
-    for option in ("--print-freq", "--topk", "--prefetch"):
-        at_least(option, 1)
-    for option in ("--workers", "--cutout", "--lr-gamma", "--warmup", "--end-lr", "--weight-decay",
-                   "--mixup", "--gpu-id", "--lr"):
-        at_least(option, 0)
-    for option in ("--epochs", "--num-classes", "--image-size", "--val-resize", "--world-size"):
-        at_least(option, 1)
-    if args.batch_size != AUTO:
-        at_least("--batch-size", 1)
-    for option in ("--run-epochs", "--optimizer-batch-size", "--prof", "--iters",
-                   "--early-stopping-patience"):
-        at_least(option, 1, also=-1)
-    at_least("--gather-checkpoints", 0, also=-1)
-    require(args.workers is None or args.workers <= affinity.MAX_THREADS,
-            f"--workers {args.workers}: at most {affinity.MAX_THREADS}")
-    for option in ("--label-smoothing", "--dropout", "--hflip", "--momentum", "--rmsprop-alpha",
-                   "--max-bad"):
-        within(option, 0, 1)
-    within("--seed", 0, LARGEST_SEED)
-    seeds = args.seeds or [0]
-    require(0 <= min(seeds) <= max(seeds) <= LARGEST_SEED and len(set(seeds)) == len(seeds),
-            f"--seeds: needs different numbers between 0 and {LARGEST_SEED}")
-    require(args.dropout != 1, "--dropout 1 leaves nothing to train; use less than 1")
-    require(args.momentum != 1, "--momentum 1 never forgets a gradient; use less than 1")
-    require(args.use_ema is None or 0 <= args.use_ema < 1,
-            f"--use-ema {args.use_ema}: the decay must be in [0, 1), for example 0.9999")
-    low, high = args.crop_scale
-    require(0 < low <= high <= 1, f"--crop-scale {low} {high}: needs 0 < MIN <= MAX <= 1")
-    require(min(args.synthetic_size) >= 1, "--synthetic-size: both numbers must be at least 1")
-    for option in ("--clip-grad-norm", "--static-loss-scale", "--rmsprop-eps"):
-        value = getattr(args, option.lstrip("-").replace("-", "_"))
-        require(value is None or 0 < value < math.inf,
-                f"{option} {value}: must be greater than 0")
-    return problems.lines + _check_combinations(args, synthetic)
-
-
-def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
-    rules = [
+    rules: list[tuple[Any, str]] = [
+        (not (args.data or synthetic or args.doctor or args.list_recipes),
+         "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic"),
+        (args.data_backend == "dali-mlu",
+         "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast"),
+        (args.crop_scale[0] > args.crop_scale[1],
+         f"--crop-scale {args.crop_scale[0]} {args.crop_scale[1]}: needs MIN <= MAX"),
         (args.fp16 and not args.evaluate,
          "--fp16 is for inference: add --evaluate, or train with --amp"),
         (args.fp16 and args.amp, "--fp16 and --amp exclude each other; give one"),
@@ -406,20 +414,10 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
          "--seeds starts several runs: it goes with --resume auto only"),
         (args.resume and args.pretrained_weights,
          "--resume brings its own weights: drop --pretrained-weights"),
-        (args.nesterov and args.optimizer != "sgd", "--nesterov is for --optimizer sgd"),
-        (args.nesterov and args.momentum == 0, "--nesterov needs --momentum above 0"),
-        (args.on_divergence == "rollback" and not args.save_checkpoints,
-         "--on-divergence rollback goes back to a checkpoint: drop --no-checkpoints"),
-        (args.training_only and args.early_stopping_patience > 0,
-         "--early-stopping-patience needs the validation that --training-only leaves out"),
         (args.val_resize and args.image_size and args.val_resize < args.image_size,
          f"--val-resize {args.val_resize} is smaller than --image-size {args.image_size}"),
         (args.sync_bn and args.device == "cpu",
          "--sync-bn needs an accelerator; on cpu run without it"),
-        (args.optimizer_batch_size > 0 and args.batch_size > 0
-         and args.optimizer_batch_size % args.batch_size,
-         f"--optimizer-batch-size {args.optimizer_batch_size} is not a multiple of "
-         f"{args.batch_size} (--batch-size)"),
         (args.dist_backend not in (None, "gloo") and args.device in DEVICE_TABLE
          and args.dist_backend != DEVICE_TABLE[args.device].collective,
          f"--dist-backend {args.dist_backend} does not serve device '{args.device}'; leave it "
@@ -427,12 +425,6 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
         (args.amp_dtype != "auto" and not args.amp, f"--amp-dtype {args.amp_dtype} needs --amp"),
         (args.tf32 is not None and args.device not in ("auto", "cuda"),
          f"--tf32 is a switch of cuda, the device is {args.device}"),
-        (args.lr_schedule != "step" and (args.lr_milestones is not None or args.lr_gamma != 0.1),
-         "--lr-milestones and --lr-gamma are for --lr-schedule step"),
-        (args.lr_milestones is not None and sorted(set(args.lr_milestones)) != args.lr_milestones,
-         "--lr-milestones: needs growing numbers of epochs"),
-        (args.end_lr > 0 and args.lr_schedule == "step",
-         "--end-lr is for --lr-schedule linear or cosine"),
         (len({args.checkpoint_filename, args.raport_file} - {*names.RESERVED_NAMES}) < 2,
          f"--checkpoint-filename, --raport-file, {', '.join(names.RESERVED_NAMES)} must differ"),
     ]
@@ -442,7 +434,33 @@ def _check_combinations(args: argparse.Namespace, synthetic: bool) -> list[str]:
                       f"{option} {name!r}: must be a name without folders"))
         rules.append((name not in (None, "..") and (name[:1] == "." or name.endswith(".sha256")),
                       f"{option} {name!r}: no dot in front, and no .sha256 at the end"))
-    return [line for broken, line in rules if broken]
+    return rules
+
+
+def _rules_of_training(args: argparse.Namespace) -> list[tuple[Any, str]]:
+    return [
+        (args.nesterov and args.optimizer != "sgd", "--nesterov is for --optimizer sgd"),
+        (args.nesterov and args.momentum == 0, "--nesterov needs --momentum above 0"),
+        (args.on_divergence == "rollback" and not args.save_checkpoints,
+         "--on-divergence rollback goes back to a checkpoint: drop --no-checkpoints"),
+        (args.training_only and args.early_stopping_patience > 0,
+         "--early-stopping-patience needs the validation that --training-only leaves out"),
+        (args.optimizer_batch_size > 0 and args.batch_size > 0
+         and args.optimizer_batch_size % args.batch_size,
+         f"--optimizer-batch-size {args.optimizer_batch_size} is not a multiple of "
+         f"{args.batch_size} (--batch-size)"),
+        (args.lr_schedule != "step" and (args.lr_milestones is not None or args.lr_gamma != 0.1),
+         "--lr-milestones and --lr-gamma are for --lr-schedule step"),
+        (args.lr_milestones is not None and sorted(set(args.lr_milestones)) != args.lr_milestones,
+         "--lr-milestones: needs growing numbers of epochs"),
+        (args.end_lr > 0 and args.lr_schedule == "step",
+         "--end-lr is for --lr-schedule linear, cosine or exponential"),
+        (args.unfreeze_after is not None and args.freeze == "none",
+         "--unfreeze-after needs --freeze stage1, ... or backbone"),
+        (args.freeze != "none" and args.jit == "script",
+         "--freeze does not go with --jit script, which hides the network's parts"),
+        (args.head_lr is not None and args.lr == 0, "--head-lr is a multiple of --lr: not with 0"),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -492,6 +510,9 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
         args.image_size = args.image_size or preset["image_size"]
         args.val_resize = args.val_resize or preset["resize_size"]
         args.interpolation = args.interpolation or preset["interpolation"]
+        for name in ("bn_momentum", "bn_epsilon"):  # without them the weights mean something else
+            given = getattr(args, name)
+            setattr(args, name, saved["model_options"].get(name) if given is None else given)
     args.arch = args.arch or default_arch(args)
     arch = find_arch(args.arch)
     args.image_size = args.image_size or (cifar.SIDE if is_cifar else arch.image_size)
@@ -504,6 +525,8 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
     if is_cifar and ({args.image_size, args.val_resize} != {cifar.SIDE} or cropped):
         raise UsageError(f"{args.dataset} is shown as it is, with {cifar.SIDE} pixels: leave "
                          "--image-size, --val-resize and --crop-scale out")
+    if args.survival_prob is not None and arch.family != "efficientnet":
+        raise UsageError(f"--survival-prob is for EfficientNet, the network is {args.arch}")
     if args.cutout >= args.image_size:
         raise UsageError(f"--cutout {args.cutout} would cover the whole image of {args.image_size} "
                          "pixels: use less")
@@ -538,8 +561,10 @@ def presets(args: argparse.Namespace) -> tuple[TrainPreset | ShiftPreset, EvalPr
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """The create_model options of this command line; stored in checkpoints."""
-    options = {"conv_init": args.conv_init, "zero_init_last_bn": args.zero_init_last_bn,
-               "dropout": args.dropout}
+    options = {"conv_init": args.conv_init, "zero_init_last_bn": args.zero_init_last_bn}
+    for name in ("dropout", "survival_prob", "bn_momentum", "bn_epsilon"):
+        if (value := getattr(args, name)) is not None:
+            options[name] = value
     if args.arch.startswith("se-"):
         options |= {"se_as_conv": args.trt, "fused_se": args.fused_se}
     return options
@@ -603,8 +628,10 @@ def run_seed(
     import torch
 
     from image_classification import distributed
+    from image_classification.confusion import class_report
     from image_classification.environment import describe
     from image_classification.metric_names import headline
+    from image_classification.report.run_log import read_answers
     from image_classification.validation import Validator
     from image_classification.workspace import tidy
 
@@ -639,15 +666,18 @@ def run_seed(
             logger.log((), row := result.metrics())
             logger.document(names.EVALUATION_NAME, result.document(splits.classes, None))
         else:
-            trainer = build_trainer(state, model, loaders["train"])
+            trainer = build_trainer(state, model, loaders["train"], splits)
             check_ahead(state, trainer, loaders)
             if args.check:
                 return None
-            trainer.forward = distributed.wrap(
-                model, launch, device, static_graph=trainer.accumulation_steps == 1)
+            trainer.spread(lambda network: distributed.wrap(
+                network, launch, device, static_graph=trainer.accumulation_steps == 1))
             best, row = build_epochs(state, trainer, validator, loaders, splits).run()
             logger.summary({"run.top1_best": best, "run.duration": time.perf_counter() - started})
         # ---- report
+        file = names.EVALUATION_NAME if args.evaluate else names.CONFUSION_NAME
+        if args.class_report and launch.primary and (found := read_answers(state.workspace / file)):
+            print(class_report(found.confusion, found.classes))
         what, seconds = "evaluated" if args.evaluate else "finished", time.perf_counter() - started
         logger.message(f"{what}: {headline(row, best)}{seconds:.1f} s, files in {state.workspace}")
         logger.message("Experiment ended")
@@ -788,12 +818,13 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
     return torch.jit.script(model) if args.jit == "script" else model
 
 
-def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer:
+def build_trainer(
+    state: Run, model: torch.nn.Module, loader: Loader, splits: Splits
+) -> Trainer:
     """Wires optimizer, schedule, scaler and EMA; restores their state."""
-    import torch
-
-    from image_classification import checkpoint, optimizers
+    from image_classification import checkpoint, losses, optimizers
     from image_classification.ema import ModelEma
+    from image_classification.freezing import Freezing
     from image_classification.training import Trainer, steps_per_epoch
 
     args, device, launch = state.args, state.device, state.launch
@@ -808,18 +839,21 @@ def build_trainer(state: Run, model: torch.nn.Module, loader: Loader) -> Trainer
     optimizer = optimizers.create_optimizer(
         args.optimizer, model, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
         nesterov=args.nesterov, rmsprop_alpha=args.rmsprop_alpha, rmsprop_eps=args.rmsprop_eps,
-        decay_all=args.bn_weight_decay, fused=device.prefers_fused_optimizers(state.amp_dtype))
+        decay_all=args.bn_weight_decay, head_lr=args.head_lr,
+        fused=device.prefers_fused_optimizers(state.amp_dtype))
     lr = optimizers.lr_policy(
         args.lr_schedule, args.lr, total_steps=steps * args.epochs,
         warmup_steps=round(steps * args.warmup), end_lr=args.end_lr, gamma=args.lr_gamma,
         milestones=[epoch / args.epochs for epoch in args.lr_milestones or ()] or None)
     trainer = Trainer(
-        model, model, torch.nn.CrossEntropyLoss(label_smoothing=args.label_smoothing), optimizer,
-        lr, device=device, amp_dtype=state.amp_dtype,
+        model, model, losses.training_loss(
+            args.class_weights, splits.train, splits.num_classes, args.label_smoothing
+            ).to(device.torch_device), optimizer, lr, device=device, amp_dtype=state.amp_dtype,
         scaler=device.grad_scaler(state.amp_dtype, args.static_loss_scale,
                                   args.dynamic_loss_scale or args.static_loss_scale is None),
         num_batches=steps * accumulation, accumulation_steps=accumulation,
         clip_grad_norm=args.clip_grad_norm, mixup_alpha=args.mixup, freeze_bn=args.freeze_bn,
+        freezing=Freezing(model, args.freeze, args.unfreeze_after),
         ema=None if args.use_ema is None else ModelEma(model, args.use_ema),
         seed=state.seed, rank=launch.rank, world_size=launch.world_size,
         batch_images=args.batch_size * launch.world_size)
@@ -882,6 +916,9 @@ def main(argv: list[str]) -> int:
     try:
         with Interruption() as interruption:
             args, notes = parse_args(argv)
+            if args.list_recipes:
+                print(read_recipes(args.recipe or "").listing())
+                return 0
             if args.doctor:
                 from image_classification.doctor import examination
                 return examination.examine(PACKAGE_ROOT, os.environ)

@@ -105,6 +105,7 @@ case $DEVICE in
         ;;
     xpu)
         devices "/dev/dri/renderD*"
+        mounts /dev/dri/by-path # the driver finds several devices through it
         masks=(ZE_AFFINITY_MASK)
         ;;
     cpu) ;;

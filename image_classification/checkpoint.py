@@ -35,7 +35,9 @@ _COURSE = (
     "data", "data_backend", "batch_size", "optimizer_batch_size", "prof", "iters", "epochs", "seed",
     "lr", "lr_schedule", "lr_milestones", "lr_gamma", "warmup", "end_lr", "momentum", "nesterov",
     "weight_decay", "bn_weight_decay", "rmsprop_alpha", "rmsprop_eps", "clip_grad_norm",
-    "label_smoothing", "mixup", "dropout", "freeze_bn", "sync_bn", "use_ema", "image_size",
+    "head_lr", "label_smoothing", "class_weights", "mixup", "dropout", "survival_prob",
+    "bn_momentum", "bn_epsilon", "freeze_bn", "freeze", "unfreeze_after", "sync_bn", "use_ema",
+    "image_size",
     "val_resize", "interpolation", "crop_scale", "hflip", "cutout", "augmentation", "amp",
     "amp_dtype", "static_loss_scale", "dynamic_loss_scale", "tf32",
 )  # fmt: skip
@@ -98,7 +100,9 @@ def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[st
     _refuse_other_optimizer_state(saved, then, now)
     lines, unknown = [], []
     for name in (*_COURSE, *_INITIAL):
-        if name not in now or (name.startswith("rmsprop_") and now["optimizer"] != "rmsprop"):
+        if name not in now or (
+            name.startswith("rmsprop_") and not now["optimizer"].startswith("rmsprop")
+        ):
             continue
         if name not in then:
             unknown.append(name)
@@ -161,7 +165,8 @@ _COUNTERS = ("step", "skipped_steps", "ema_updates")
 _SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 # Without these an optimizer's step fails; an empty entry, of a parameter without steps, is fine.
 _BUFFERS = {"sgd": set(), "adamw": {"step", "exp_avg", "exp_avg_sq"},
-            "rmsprop": {"step", "square_avg"}}  # fmt: skip
+            "rmsprop": {"step", "square_avg"},
+            "rmsprop-tf": {"square_avg", "momentum_buffer"}}  # fmt: skip
 
 
 def _holds(is_valid: Check, value: Any, state: dict[str, Any]) -> bool:
@@ -214,6 +219,10 @@ def _is_model_options(value: Any, state: dict[str, Any]) -> bool:
     checks["dropout"] = lambda entry: _is_number(entry) and 0 <= entry < 1
     if state["arch"].startswith("resnet"):
         checks["channels"] = _is_channels
+    checks["bn_epsilon"] = lambda entry: _is_number(entry) and entry > 0
+    checks["bn_momentum"] = lambda entry: _is_number(entry) and 0 < entry <= 1
+    if state["arch"].startswith("efficientnet-"):
+        checks["survival_prob"] = checks["bn_momentum"]
     return isinstance(value, dict) and all(checks[name](value[name]) for name in value)
 
 
@@ -310,7 +319,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     ),
     "arch": (
         lambda value, _: isinstance(value, str) and value in model_names(),
-        f"one of {', '.join(model_names())}",
+        "a network of this package (main.py -h lists them)",
     ),
     "num_classes": (lambda value, _: _is_count(value) and value >= 1, "a whole number from 1"),
     "classes": (

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from image_classification.data_index import printable
+
+#: Up to so many classes a terminal shows the matrix.
+MATRIX_CLASSES = 20
 _LARGEST = 2**53
 Integers = npt.NDArray[np.int64]
 
@@ -42,6 +46,12 @@ class ClassResult(NamedTuple):
     def precision(self) -> float | None:
         """Share of the images taken for it that are of it (%)."""
         return 100.0 * self.correct / self.predicted if self.predicted else None
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean of recall and precision (%)."""
+        both = self.images + self.predicted
+        return 200.0 * self.correct / both if both else None
 
 
 @dataclass(frozen=True)
@@ -151,3 +161,45 @@ def worst(results: Sequence[ClassResult], limit: int) -> list[ClassResult]:
     """Returns the classes with images that were recognised least, the worst first."""
     seen = [result for result in results if result.images]
     return sorted(seen, key=lambda result: result.recall or 0.0)[:limit]
+
+
+def class_report(confusion: Confusion, classes: Sequence[str]) -> str:
+    """Describes how each class fared, for the terminal.
+
+    Args:
+        confusion: Of a validation.
+        classes: Name of each class.
+
+    Returns:
+        A table with images, recall, precision and F1 (%) of each class and their means, and, for
+        up to MATRIX_CLASSES classes, the confusion matrix: a row for each true class.
+    """
+    results = confusion.per_class(classes)
+    names = [printable(name, 24) for name in classes]
+    width = max(map(len, [*names, "class"]))
+    lines = [f"{'class':<{width}}  {'images':>7}  {'recall':>7}  {'precision':>9}  {'F1':>7}"]
+    columns: list[list[float]] = [[], [], []]
+    for name, result in zip(names, results, strict=True):
+        values = (result.recall, result.precision, result.f1)
+        for column, value in zip(columns, values, strict=True):
+            if result.images:
+                column.append(value or 0.0)
+        lines.append(f"{name:<{width}}  {result.images:>7}  " + _percents(*values))
+    means = [sum(column) / max(len(column), 1) for column in columns]
+    lines.append(f"{'mean':<{width}}  {confusion.images:>7}  " + _percents(*means))
+    if len(names) <= MATRIX_CLASSES:
+        dense = confusion.matrix(len(names))
+        cell = max(len(str(dense.max(initial=0))), len(str(len(names)))) + 1
+        numbers = range(1, len(names) + 1)
+        corner = "true class, taken for number"
+        width = max(width, len(corner) - 3)
+        head = "".join(f"{number:>{cell}}" for number in numbers)
+        lines += ["", f"{corner:<{width + 3}}{head}"]
+        for number, name, row in zip(numbers, names, dense.tolist(), strict=True):
+            lines.append(f"{number:>2} {name:<{width}}" + "".join(f"{n:>{cell}}" for n in row))
+    return "\n".join(lines)
+
+
+def _percents(recall: float | None, precision: float | None, f1: float | None) -> str:
+    texts = ["-" if value is None else f"{value:.1f}" for value in (recall, precision, f1)]
+    return f"{texts[0]:>7}  {texts[1]:>9}  {texts[2]:>7}"

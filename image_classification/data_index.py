@@ -56,21 +56,22 @@ class ImageIndex:
 
     def path(self, i: int) -> str:
         """The full path of image `i`."""
-        return os.path.join(self.root, os.fsdecode(self._relative(i)))
+        return os.path.join(self.root, os.fsdecode(self.relative_path(i)))
 
     def paths(self, indices: Iterable[int] | NDArray[np.int64]) -> list[bytes]:
         """The full paths of several images, as bytes in the file system's encoding."""
         prefix = os.path.join(os.fsencode(self.root), b"")
-        return [prefix + self._relative(i) for i in indices]
+        return [prefix + self.relative_path(i) for i in indices]
 
     def select(self, rows: Iterable[int] | NDArray[np.int64]) -> ImageIndex:
         """The index of some of the images, in the order of `rows`."""
         builder = IndexBuilder()
         for i in rows:
-            builder.add(self._relative(i), int(self.labels[i]))
+            builder.add(self.relative_path(i), int(self.labels[i]))
         return builder.build(self.root, self.classes, self.split, self.source)
 
-    def _relative(self, i: int | np.integer) -> bytes:
+    def relative_path(self, i: int | np.integer) -> bytes:
+        """The path of image `i` as it is stored, from `root`."""
         start, end = self.path_offsets[i], self.path_offsets[i + 1]
         return self.path_bytes[start:end].tobytes()
 
@@ -134,9 +135,7 @@ def few(names: Iterable[str], count: int = 3) -> str:
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
-def scan_class_folders(
-    root: Path, split: str, visited: dict[str, int] | None = None
-) -> ImageIndex:
+def scan_class_folders(root: Path, split: str, visited: dict[str, int] | None = None) -> ImageIndex:
     """Index `root/<class>/**/<image>`; labels follow the sorted class names, as in torchvision.
 
     Hidden files and folders are skipped. Symbolic links are followed; each folder counts once per

@@ -4,38 +4,43 @@
 
     python -m image_classification.dataset_tools check DIR [--list FILE] [-j N]
     python -m image_classification.dataset_tools pack SRC DST [--short-side 400] [--quality 90]
+    python -m image_classification.dataset_tools process SOURCE [TARGET] [options]
 
 check decodes every image of train and val and reports those that cannot be read. pack writes them
-as smaller JPEGs into a few large files, which every backend reads like a folder.
+as smaller JPEGs into a few large files, which every backend reads like a folder. process makes a
+data set: it unpacks ImageNet's archives, checks all images, takes a val set where there is none,
+writes the lists and a report (scripts/run_process_data.sh is the same).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
-
-import numpy as np
+from typing import TextIO
 
 from image_classification.affinity import MAX_THREADS, default_threads
 from image_classification.atomic_file import atomic_file
 from image_classification.data_index import ImageIndex, printable
+from image_classification.data_processing.examination import State, examine
+from image_classification.data_processing.gathering import Sources
+from image_classification.data_processing.processing import (
+    DEFAULT_VAL_SHARE,
+    Settings,
+    process,
+)
+from image_classification.data_processing.summary import TEXT_NAME
 from image_classification.datasets import load_split
-from image_classification.errors import DataError, ImageError, UsageError, UserError, tell
-from image_classification.fast_loader.native import CROP, NativeDecoder, Status, load_core
-from image_classification.image_reading import pixel_limit, read_image
+from image_classification.errors import DataError, UsageError, UserError, tell
+from image_classification.image_reading import unreadable
 from image_classification.option_parser import OptionParser
 from image_classification.packing import INDEX_ENDING, PackSettings, pack_split
+from image_classification.progress import CountLine
 
-_BATCH = 256
-_PROGRESS_S = 10.0
-_SIDE = 8  # of the pixels that a check makes and throws away
+_PACKING = (400, 90)  # short side in pixels, JPEG quality
 
 
 @dataclass
@@ -45,95 +50,20 @@ class CheckReport:
     Attributes:
         images: Number of images that were decoded.
         by_pillow: How many of the good ones the fast loader leaves to Pillow.
-        bad: Path and error of those that cannot be read.
+        bad: Path and reason of those that cannot be read.
     """
 
     images: int = 0
     by_pillow: int = 0
-    bad: list[tuple[str, ImageError]] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
 
 
-def check_index(index: ImageIndex, threads: int, report: CheckReport) -> Iterator[int]:
-    """Decode every image of a split as a whole.
-
-    Args:
-        index: The images.
-        threads: Threads that decode, >= 1.
-        report: Is added to.
-
-    Yields:
-        The number of images of the split that are done.
-    """
-    decoder = NativeDecoder(threads) if load_core() is not None else None
-    with ThreadPoolExecutor(threads) as pool, contextlib.closing(decoder or _Nothing()):
-        for start in range(0, len(index), _BATCH):
-            places = np.arange(start, min(start + _BATCH, len(index)))
-            left = places if decoder is None else places[~_decodes(decoder, index, places)]
-            report.images += len(places)
-            bad = list(filter(None, pool.map(_problem, map(index.path, left))))
-            report.by_pillow += len(left) - len(bad)
-            report.bad += bad
-            yield start + len(places)
-
-
-class _Nothing:
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-def _decodes(decoder: NativeDecoder, index: ImageIndex, places: Any) -> Any:
-    """Which images the fast loader decodes from the first to the last block; bool [N]."""
-    batch = decoder.load(index.paths(places))
-    batch.wait()
-    known = batch.statuses == Status.OK
-    known &= batch.widths.astype(np.int64) * batch.heights <= pixel_limit()
-    crops = np.zeros(len(places), dtype=CROP)
-    for corner, size in ((2, batch.widths), (3, batch.heights)):
-        crops["box"][:, corner] = crops["bounds"][:, corner] = size
-    batch.decode(crops, ~known, np.empty((len(places), _SIDE, _SIDE, 3), dtype=np.uint8))
-    batch.wait()
-    known &= batch.statuses == Status.OK
-    batch.free()
-    return known
-
-
-def _problem(path: str) -> tuple[str, ImageError] | None:
-    try:
-        read_image(path).close()
-    except ImageError as error:
-        return path, error
-    return None
-
-
-class _Progress:
-    """How far a long command has come: one line that changes, or in a file a line now and then."""
-
-    def __init__(self, out: TextIO, split: str, total: int) -> None:
-        self._out, self._split, self._total = out, split, total
-        self._told = time.monotonic()
-
-    def show(self, done: int, extra: str = "") -> None:
-        """Tell the number of images that are done."""
-        terminal = self._out.isatty()
-        if time.monotonic() - self._told < (0.1 if terminal else _PROGRESS_S):
-            return
-        self._told = time.monotonic()
-        text = f"{self._split}: {done}/{self._total} images{extra}"
-        self._out.write(f"\r{text} " if terminal else f"{text}\n")
-        self._out.flush()
-
-    def close(self) -> None:
-        """Clear the line that changes."""
-        if self._out.isatty():
-            self._out.write("\r\x1b[K")
-
-
-def check(data: Path, threads: int, out: TextIO) -> CheckReport:
+def check(data: Path, processes: int, out: TextIO) -> CheckReport:
     """Check both splits of a data folder, as far as they are there.
 
     Args:
         data: Folder with train/ and val/, or train.txt and val.txt.
-        threads: Threads that decode, >= 1.
+        processes: Number of processes that decode, >= 1.
         out: For the progress and the result.
 
     Returns:
@@ -144,12 +74,16 @@ def check(data: Path, threads: int, out: TextIO) -> CheckReport:
     """
     report = CheckReport()
     for index in _splits(data, out):
-        with contextlib.closing(_Progress(out, index.split, len(index))) as progress:
-            for done in check_index(index, threads, report):
-                progress.show(done, f", {len(report.bad)} bad")
+        with contextlib.closing(CountLine(out, index.split, len(index))) as progress:
+            found = examine(
+                index, processes, None, lambda done, bad: progress.show(done, f", {bad} bad")
+            )
+        report.images += len(index)
+        report.by_pillow += int((found.states == State.PILLOW).sum())
+        report.bad += [(index.path(i), reason) for i, reason in sorted(found.reasons.items())]
         print(f"{index.split}: {len(index)} images in {len(index.classes)} classes", file=out)
-    for _, error in report.bad:
-        print(error, file=out)
+    for path, reason in report.bad:
+        print(unreadable(path, None, reason), file=out)
     print(
         f"{report.images} images, {len(report.bad)} cannot be read, {report.by_pillow} are read by "
         "Pillow (not baseline JPEG: slower)",
@@ -197,7 +131,7 @@ def pack(source: Path, target: Path, settings: PackSettings, threads: int, out: 
     except OSError as error:
         raise UsageError(f"{target} cannot be made ({error.strerror})") from error
     for index in splits:
-        with contextlib.closing(_Progress(out, index.split, len(index))) as progress:
+        with contextlib.closing(CountLine(out, index.split, len(index))) as progress:
             problems = pack_split(index, target, settings, threads, progress.show)
         for problem in problems:
             print(f"left out: {problem}", file=out)
@@ -226,42 +160,119 @@ def build_parser() -> OptionParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("check", help="decode every image and report the bad ones")
     add.add_argument("data", type=Path, metavar="DIR", help="folder with train/ and val/, or lists")
-    add.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: all cores)")
+    add.add_argument(
+        "-j", "--workers", type=int, metavar="N", help="processes (default: all cores)"
+    )
     add.add_argument("--list", type=Path, metavar="FILE", help="write path and reason of bad files")
     add = commands.add_parser("pack", help="write smaller JPEGs into a few large files")
     add.add_argument("source", type=Path, metavar="SRC", help="folder with train/ and val/")
     add.add_argument("target", type=Path, metavar="DST", help="folder for the packed data")
-    add.add_argument(
+    _add_pack_options(add)
+    add.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: all cores)")
+    _add_process_parser(commands.add_parser(
+        "process", help="unpack, check, split and list: make a data set for main.py"))  # fmt: skip
+    return parser
+
+
+def _add_pack_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--short-side",
         type=int,
-        default=400,
+        default=_PACKING[0],
         metavar="PX",
-        help="short side that larger images are reduced to (default: 400)",
+        help=f"short side that larger images are packed with (default: {_PACKING[0]})",
     )
-    add.add_argument("--quality", type=int, default=90, help="JPEG quality (default: 90)")
-    add.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: all cores)")
-    return parser
+    parser.add_argument(
+        "--quality", type=int, default=_PACKING[1], help=f"JPEG quality (default: {_PACKING[1]})"
+    )
+
+
+def _add_process_parser(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", type=_folder, metavar="SOURCE", help="folder with ILSVRC2012_img_train.tar and "
+        "ILSVRC2012_img_val.tar, with train/ and val/, or with one folder per class")  # fmt: skip
+    add("target", type=_folder, nargs="?", metavar="TARGET",
+        help="folder of the data set; images of folders are linked there, or copied to another "
+        "disk (default: SOURCE)")  # fmt: skip
+    add("--val-share", type=float, metavar="SHARE", help="of each class, where there is no val "
+        f"(default: {DEFAULT_VAL_SHARE:g})")  # fmt: skip
+    add("--seed", type=int, default=0, help="of that choice (default: 0)")
+    add("--val-labels", type=Path, metavar="FILE", help="classes of ImageNet's validation images "
+        "(default: the development kit or another known file in SOURCE)")  # fmt: skip
+    add("--synsets", type=Path, metavar="FILE", help="wnids, where --val-labels has numbers only")
+    add("--similar", action="store_true",
+        help="also name pairs of train and val that look the same")  # fmt: skip
+    add("--pack", type=Path, metavar="DST", help="at the end pack the data set into this folder")
+    _add_pack_options(parser)
+    parser.set_defaults(short_side=None, quality=None)
+    add("-j", "--workers", type=int, metavar="N", help="processes (default: all cores)")
+    add("-C", "--directory", type=Path, metavar="DIR", default=Path(),
+        help="folder that relative paths start from (default: the current one)")  # fmt: skip
+
+
+def _folder(text: str) -> Path:
+    """A path, but not that of the current folder for a variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a folder is empty")
+    return Path(text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
     if options.workers is not None and not 1 <= options.workers <= MAX_THREADS:
         raise UsageError(f"-j {options.workers}: must be between 1 and {MAX_THREADS}")
-    threads = options.workers or default_threads("none", 1, computes=False)
+    workers = options.workers or default_threads("none", 1, computes=False)
     if options.command == "pack":
         settings = PackSettings(options.short_side, options.quality)
-        pack(options.source, options.target, settings, threads, sys.stdout)
+        pack(options.source, options.target, settings, workers, sys.stdout)
+        return 0
+    if options.command == "process":
+        make_data_set(options, workers)
         return 0
     if options.list is not None:
         _write_list(options.list, [])  # hours later would be too late to hear that it cannot be
-    report = check(options.data, threads, sys.stdout)
+    report = check(options.data, workers, sys.stdout)
     if options.list is not None:
         _write_list(options.list, report.bad)
     return DataError.exit_code if report.bad else 0
 
 
-def _write_list(path: Path, bad: list[tuple[str, ImageError]]) -> None:
-    lines = [f"{printable(name, 4096)}\t{error.reason}\n" for name, error in bad]
+def make_data_set(options: argparse.Namespace, workers: int) -> None:
+    """Run the command process: see `data_processing`.
+
+    Raises:
+        UserError: The data or the options are not what they should be.
+    """
+    sizes = [options.short_side, options.quality]
+    if options.pack is None and sizes != [None, None]:
+        raise UsageError("--short-side and --quality need --pack DST")
+    packing = PackSettings(
+        *(default if size is None else size for size, default in zip(sizes, _PACKING, strict=True))
+    )
+    share = options.val_share
+    if share is not None and not 0 < share < 1:
+        raise UsageError(f"--val-share {share:g}: must be above 0 and below 1, such as 0.1")
+    base = options.directory
+
+    def path(given: Path | None) -> Path | None:
+        return None if given is None else Path(os.path.abspath(base / given))
+
+    source, packed = Path(os.path.abspath(base / options.source)), path(options.pack)
+    sources = Sources(source, path(options.val_labels), path(options.synsets), workers)
+    target = path(options.target) or sources.images
+    if packed is not None:
+        _check_apart(target, packed)
+    summary = process(Settings(sources, target, share, options.seed, options.similar), sys.stdout)
+    print("\n".join(summary.lines()))
+    print(f"report: {target / TEXT_NAME}")
+    if packed is not None:
+        pack(target, packed, packing, workers, sys.stdout)
+    else:
+        print(f"done; give this folder to main.py as DIR: {target}")
+
+
+def _write_list(path: Path, bad: list[tuple[str, str]]) -> None:
+    lines = [f"{printable(name, 4096)}\t{reason}\n" for name, reason in bad]
     try:
         with atomic_file(path) as file:
             file.write("".join(lines).encode())
@@ -276,8 +287,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return tell("dataset_tools", error)
     except KeyboardInterrupt:
-        print("\ndataset_tools: interrupted; pack goes on after its last whole file of 4,096 "
-              "images", file=sys.stderr)  # fmt: skip
+        print("\ndataset_tools: interrupted; process and pack go on where they were, with the same "
+              "command", file=sys.stderr)  # fmt: skip
         return 130
 
 

@@ -41,7 +41,7 @@ LAYOUTS = ("auto", "folder", "list")
 AnyIndex = TypeVar("AnyIndex", bound=ImageIndex | PixelIndex)
 
 # Names that other tools give to the two splits, for the hint in the error.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "train": ("training", "Train", "TRAIN"),
     "val": ("validation", "valid", "test", "Val", "VAL"),
 }
@@ -241,7 +241,7 @@ def _list_part(images: ImageList, split: str) -> _Part:
 
 def _missing_split_text(data: Path, split: str) -> str:
     text = f"{printable(data)} holds neither {split}/ nor {split}.txt"
-    for other in _OTHER_NAMES[split]:
+    for other in OTHER_NAMES[split]:
         if (data / other).is_dir():
             return f"{text}, but {other}/; rename it: mv {other} {split} (a link does as well)"
     if data.name in ("train", "val") and (data.parent / split).is_dir():

@@ -8,7 +8,9 @@ The entry scripts print it once, without a traceback, and exit with `exit_code`.
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -26,6 +28,12 @@ def tell(program: str, error: UserError) -> int:
         clean = "".join(letter if letter.isprintable() else "?" for letter in line)
         sys.stderr.write(f"{program}: error: {clean}\n")
     return error.exit_code
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'X'?` with the nearest known name; nothing if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class UsageError(UserError):

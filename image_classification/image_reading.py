@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _MAX_FILE_BYTES = 1 << 28
 _PACKED = re.compile(rb"(.+\.pack)@([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL)
 
+# What the file itself says, whatever its name. Pillow's other formats are left out: for EPS, say,
+# it starts Ghostscript, which executes the file.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+
 # "triangular" is DALI's name of the antialiased bilinear filter.
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -56,7 +60,7 @@ def open_image(source: str | bytes | os.PathLike | BinaryIO, name: str | None = 
     """
     # Decoders raise nearly anything on hostile files: struct.error, SyntaxError, MemoryError, ...
     try:
-        image = Image.open(_unpacked(source))
+        image = Image.open(_unpacked(source), formats=FORMATS)
     except Exception as error:
         raise unreadable(source, name, _reason(error)) from error
     limit = pixel_limit()

@@ -214,6 +214,7 @@ def load_classifier(
     image_size: int | None = None,
     val_resize: int | None = None,
     class_names: Sequence[str] | None = None,
+    bn_epsilon: float | None = None,
 ) -> Classifier:
     """Load a trained classifier from one file.
 
@@ -228,6 +229,7 @@ def load_classifier(
         image_size: side of the network's input in pixels, instead of the checkpoint's.
         val_resize: short side in pixels before the central crop, instead of the checkpoint's.
         class_names: by index, instead of the checkpoint's. Without either, the index as text.
+        bn_epsilon: of EfficientNet, instead of what the file tells of its training, if it does.
 
     Returns:
         The classifier, ready to predict.
@@ -238,7 +240,7 @@ def load_classifier(
     """
     network = load_trained_network(
         path, ema=ema, arch=arch, image_size=image_size, val_resize=val_resize,
-        class_names=class_names,
+        class_names=class_names, bn_epsilon=bn_epsilon,
     )  # fmt: skip
     return Classifier(
         network.model,

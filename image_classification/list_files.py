@@ -8,14 +8,15 @@ import codecs
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from image_classification.atomic_file import atomic_file
 from image_classification.data_index import IndexBuilder, few, printable
-from image_classification.errors import DataError
+from image_classification.errors import DataError, UsageError
 
 # A label is a position in the classifier's output; a larger one is a slip of the pen.
 MAX_LABEL = 999_999
@@ -25,6 +26,8 @@ FULL_CHECK_LINES = 20_000
 SAMPLE_CHECK_LINES = 200
 
 _INTEGER = re.compile(rb"[+-]?[0-9]+")
+# How the lists that this package makes begin: those of others are never replaced.
+_OUR_HEAD = b"# relative/path label, made by image_classification: "
 
 
 @dataclass(frozen=True)
@@ -217,3 +220,35 @@ def read_class_names(path: Path, num_labels: int) -> list[str]:
             "matched by name, so make each name unique"
         )
     return names
+
+
+def write_image_list(path: Path, images: Iterable[tuple[bytes, int]], note: str) -> None:
+    """Write a list that `read_image_list` reads; it appears complete or not at all.
+
+    Args:
+        path: The list, in an existing folder. A list that is there is replaced.
+        images: Path and label of each image; a path starts from DIR/<split> or from DIR, the same
+            for all, and has no line feed in it.
+        note: What the list is, one line of ASCII for its head.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    try:
+        with atomic_file(path) as file:
+            file.write(_OUR_HEAD + note.encode("ascii") + b"\n")
+            for image, label in images:
+                # "#" would make a comment of the line, white space at its start would be lost.
+                prefix = b"./" if image[:1] == b"#" or image[:1].isspace() else b""
+                file.write(b"%b%b %d\n" % (prefix, image, label))
+    except OSError as error:
+        raise UsageError(f"{printable(path)} cannot be written ({error.strerror})") from error
+
+
+def is_our_list(path: Path) -> bool:
+    """Whether a file is a list that `write_image_list` has written."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_OUR_HEAD)) == _OUR_HEAD
+    except OSError:
+        return False

@@ -15,8 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-LR_SCHEDULES = ("step", "linear", "cosine")
-OPTIMIZERS = ("sgd", "adamw", "rmsprop")
+from image_classification.rmsprop_tf import RMSpropTF
+from models.common import head_name
+
+LR_SCHEDULES = ("step", "linear", "cosine", "exponential")
+OPTIMIZERS = ("sgd", "adamw", "rmsprop", "rmsprop-tf")
+
+# Where "exponential" ends, as a part of the base rate, if nobody says where.
+_EXPONENTIAL_END = 1e-3
 
 # Fractions of the training at which "step" divides the rate by 10: epochs 30, 60 and 80 of 90.
 STEP_MILESTONES = (30 / 90, 60 / 90, 80 / 90)
@@ -25,9 +31,14 @@ _NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, *, decay_all: bool = False
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    decay_all: bool = False,
+    head: str | None = None,
+    head_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Splits the parameters into a decayed and an undecayed group.
+    """Splits the parameters into a decayed and an undecayed group, each with and without the head.
 
     Normalisation layers (found by type, so that those of the shortcuts are included) and biases
     are not decayed, as in Goyal et al. 2017 (arXiv:1706.02677, section 5.3).
@@ -36,22 +47,29 @@ def parameter_groups(
         model: The network, without a DistributedDataParallel wrapper.
         weight_decay: L2 coefficient of the decayed group, >= 0.
         decay_all: Decay every parameter (`--bn-weight-decay`).
+        head: Name of the module that has a learning rate of its own; None: all have the same.
+        head_scale: That rate as a multiple of the others'.
 
     Returns:
-        Two groups with keys "params", "names" and "weight_decay".
+        Groups with keys "params", "names", "weight_decay" and "lr_scale".
     """
-    decayed: dict[str, nn.Parameter] = {}
-    undecayed: dict[str, nn.Parameter] = {}
+    groups: dict[tuple[float, float], dict[str, nn.Parameter]] = {
+        (decay, scale): {} for scale in (1.0, head_scale) for decay in (weight_decay, 0.0)
+    }
     for module_name, module in model.named_modules():
+        scale = head_scale if head is not None and module_name == head else 1.0
         for name, parameter in module.named_parameters(recurse=False):
             plain = isinstance(module, _NORMALIZATION) or name == "bias"
-            group = undecayed if plain and not decay_all else decayed
+            group = groups[0.0 if plain and not decay_all else weight_decay, scale]
             group[f"{module_name}.{name}" if module_name else name] = parameter
     return [
-        {"params": list(group.values()), "names": list(group), "weight_decay": decay}
-        for group, decay in ((decayed, weight_decay), (undecayed, 0.0))
+        {
+            "params": list(group.values()), "names": list(group), "weight_decay": decay,
+            "lr_scale": scale,
+        }
+        for (decay, scale), group in groups.items()
         if group
-    ]
+    ]  # fmt: skip
 
 
 def create_optimizer(
@@ -65,6 +83,7 @@ def create_optimizer(
     rmsprop_alpha: float = 0.9,
     rmsprop_eps: float = 1e-3,
     decay_all: bool = False,
+    head_lr: float | None = None,
     fused: bool = False,
 ) -> torch.optim.Optimizer:
     """Builds the optimizer over the model's parameter groups.
@@ -77,8 +96,9 @@ def create_optimizer(
         momentum: Momentum of sgd and rmsprop; beta1 of adamw.
         nesterov: Nesterov momentum (sgd).
         rmsprop_alpha: Smoothing constant of rmsprop.
-        rmsprop_eps: Term added to the denominator of rmsprop.
+        rmsprop_eps: Added to the denominator of rmsprop; in rmsprop-tf under its root.
         decay_all: Decay normalisation parameters and biases too.
+        head_lr: Initial learning rate of the classifier, which keeps its ratio to `lr`; None: `lr`.
         fused: One kernel for all parameters (sgd and adamw, devices that have it).
 
     Returns:
@@ -87,7 +107,11 @@ def create_optimizer(
     Raises:
         ValueError: Unknown name.
     """
-    groups = parameter_groups(model, weight_decay, decay_all=decay_all)
+    groups = parameter_groups(
+        model, weight_decay, decay_all=decay_all,
+        head=None if head_lr is None else head_name(model),
+        head_scale=1.0 if head_lr is None else head_lr / lr,
+    )  # fmt: skip
     extra = {"fused": True} if fused else {}
     if name == "sgd":
         sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, **extra)
@@ -95,10 +119,9 @@ def create_optimizer(
         return sgd
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), **extra)
-    if name == "rmsprop":
-        return torch.optim.RMSprop(
-            groups, lr=lr, alpha=rmsprop_alpha, eps=rmsprop_eps, momentum=momentum
-        )
+    if name in ("rmsprop", "rmsprop-tf"):
+        kind = torch.optim.RMSprop if name == "rmsprop" else RMSpropTF
+        return kind(groups, lr=lr, alpha=rmsprop_alpha, eps=rmsprop_eps, momentum=momentum)
     raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
 
 
@@ -114,15 +137,16 @@ def lr_policy(
 ) -> Callable[[int], float]:
     """Builds the learning rate as a function of the optimizer step.
 
-    The warm-up rises linearly and reaches `base_lr` once, at step `warmup_steps - 1`; linear and
-    cosine reach `end_lr` exactly at the last step.
+    The warm-up rises linearly and reaches `base_lr` once, at step `warmup_steps - 1`; linear,
+    cosine and exponential reach `end_lr` exactly at the last step.
 
     Args:
-        schedule: "step", "linear" or "cosine" (arXiv:1608.03983, one cycle).
+        schedule: "step", "linear", "cosine" (arXiv:1608.03983, one cycle) or "exponential" (the
+            same factor in each step).
         base_lr: Peak learning rate.
         total_steps: Optimizer steps of the whole training, >= 1.
         warmup_steps: Optimizer steps of the warm-up, included in `total_steps`.
-        end_lr: Rate of the last step (linear and cosine).
+        end_lr: Rate of the last step; exponential takes a thousandth of `base_lr` for 0.
         milestones: Where "step" falls by `gamma`, as parts of the training; None: epochs 30, 60
             and 80 of 90.
 
@@ -132,34 +156,26 @@ def lr_policy(
     Raises:
         ValueError: Unknown schedule.
     """
+    if schedule not in LR_SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(LR_SCHEDULES)}")
+    if schedule == "exponential" and not end_lr:
+        end_lr = base_lr * _EXPONENTIAL_END
     peak = max(warmup_steps - 1, 0)
     falling_steps = max(total_steps - 1 - peak, 1)
-
-    def progress(step: int) -> float:
-        return min((step - peak) / falling_steps, 1.0)
-
-    def decayed_step(step: int) -> float:
-        falls = (max(round(total_steps * part), 1) for part in milestones or STEP_MILESTONES)
-        passed = sum(step >= fall for fall in falls)
-        return base_lr * gamma**passed
-
-    def linear(step: int) -> float:
-        return base_lr + (end_lr - base_lr) * progress(step)
-
-    def cosine(step: int) -> float:
-        if progress(step) == 1.0:
-            return end_lr
-        return end_lr + (base_lr - end_lr) * 0.5 * (1.0 + math.cos(math.pi * progress(step)))
-
-    policies = {"step": decayed_step, "linear": linear, "cosine": cosine}
-    if schedule not in policies:
-        raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(LR_SCHEDULES)}")
-    policy = policies[schedule]
+    falls = [max(round(total_steps * part), 1) for part in milestones or STEP_MILESTONES]
+    curves: dict[str, Callable[[float], float]] = {
+        "linear": lambda part: base_lr + (end_lr - base_lr) * part,
+        "cosine": lambda part: end_lr + (base_lr - end_lr) * 0.5 * (1.0 + math.cos(math.pi * part)),
+        "exponential": lambda part: base_lr * (end_lr / base_lr) ** part if base_lr else 0.0,
+    }
 
     def lr(step: int) -> float:
         if step < warmup_steps:
             return base_lr * (step + 1) / warmup_steps
-        return policy(step)
+        if schedule == "step":
+            return base_lr * gamma ** sum(step >= fall for fall in falls)
+        part = (step - peak) / falling_steps
+        return end_lr if part >= 1.0 else curves[schedule](part)
 
     return lr
 

@@ -6,15 +6,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
 import sys
 from typing import Any, NoReturn
 
 from image_classification.errors import UsageError
-from image_classification.save_interval import SaveInterval
-
-#: Stands for "auto" where a number is expected.
-AUTO = -1
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -44,8 +39,10 @@ class OptionParser(argparse.ArgumentParser):
             try:
                 args, unknown = parse(rest)
             except argparse.ArgumentError as error:
-                problems.append(f"{error.argument_name}: {error.message}")
-                if not self._drop(rest, str(error.argument_name).split("/")):
+                written = str(error.argument_name).split("/")
+                name = next((word for word in written if word.startswith("--")), written[0])
+                problems.append(f"{name}: {error.message}")
+                if not self._drop(rest, written):
                     return argparse.Namespace(), problems
                 continue
             return args, list(dict.fromkeys(problems + [self._unknown(word) for word in unknown]))
@@ -91,80 +88,3 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Called by argparse for problems that no single option is to blame for."""
         raise UsageError(message)
-
-
-class Problems:
-    """Checks the values of options; one line per bad one: what, received, allowed.
-
-    Args:
-        options: The parsed options.
-
-    Attributes:
-        lines: What is wrong.
-    """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.lines: list[str] = []
-        self._options = options
-
-    def require(self, ok: bool, line: str) -> None:
-        """Notes a line where something is not as it should be."""
-        if not ok:
-            self.lines.append(line)
-
-    def at_least(self, option: str, minimum: float, also: float | None = None) -> None:
-        """Checks a lower bound; None and one further value are fine."""
-        value = self._value(option)
-        ok = value is None or minimum <= value < math.inf or value == also
-        extra = "" if also is None else f" or {also:g}"
-        self.require(ok, f"{option} {value}: must be at least {minimum:g}{extra}")
-
-    def within(self, option: str, low: float, high: float) -> None:
-        """Checks both bounds; None is fine."""
-        value = self._value(option)
-        ok = value is None or low <= value <= high
-        self.require(ok, f"{option} {value}: must be between {low:g} and {high:g}")
-
-    def _value(self, option: str) -> Any:
-        return getattr(self._options, option.lstrip("-").replace("-", "_"))
-
-
-# ---- values of options
-
-
-def boolean(text: str) -> bool:
-    """Reads True or False, as NVIDIA's scripts pass them."""
-    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"expected True or False, received {text!r}")
-    return values[text.lower()]
-
-
-def number_or_auto(text: str) -> int:
-    """Reads a whole number; AUTO for auto."""
-    try:
-        return AUTO if text == "auto" else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number or auto, received {text!r}"
-        ) from None
-
-
-def interval(text: str) -> str:
-    """Reads what `SaveInterval.parse` takes."""
-    try:
-        SaveInterval.parse(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a time like 10m (30s, 1h) or steps like 500, received {text!r}"
-        ) from None
-    return text
-
-
-def whole_numbers(text: str) -> list[int]:
-    """Reads numbers with commas between them."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        message = f"expected numbers like 0,1,2, received {text!r}"
-        raise argparse.ArgumentTypeError(message) from None

@@ -15,7 +15,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,12 @@ from image_classification.atomic_file import atomic_file
 from image_classification.data_index import ImageIndex, IndexBuilder
 from image_classification.errors import DataError, UsageError
 from image_classification.image_reading import read_image
-from image_classification.index_arrays import index_arrays, index_from_arrays
+from image_classification.index_arrays import (
+    array_names,
+    index_arrays,
+    index_from_arrays,
+    names_array,
+)
 
 SHARD_IMAGES = 4096
 INDEX_ENDING = ".packed.npz"
@@ -64,6 +69,8 @@ def packed_index(folder: Path, split: str) -> ImageIndex | None:
     try:
         with np.load(path, allow_pickle=False) as saved:
             index = index_from_arrays(saved, folder, split)
+            if "source" in saved:
+                index = replace(index, source=array_names(saved["source"])[0])
             shards = json.loads(saved["shards"].tobytes())
     except Exception as error:  # numpy and zipfile raise nearly anything on damaged files
         raise DataError(f"{path} is damaged ({error}); pack the data set again") from error
@@ -129,7 +136,9 @@ def pack_split(
     packed = builder.build(target, index.classes, index.split, "folder")
     sizes = np.frombuffer(json.dumps(shards).encode(), dtype=np.uint8)
     _write(target / (index.split + INDEX_ENDING), lambda file: np.savez(
-        file, **index_arrays(packed), shards=sizes))  # fmt: skip
+        file, **index_arrays(packed), shards=sizes,
+        # Unlike folders, lists may leave classes out of val.
+        source=names_array([index.source])))  # fmt: skip
     return problems
 
 

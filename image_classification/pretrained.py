@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from files: bare weights, checkpoints of this package, and NVIDIA's and torchvision's.
+"""Weights from files: bare weights, checkpoints of this package, and those of other libraries.
 
 A file that does not belong to the network is an error. Loading what happens to fit and going on
 with random numbers for the rest would cost hours before anybody notices.
@@ -8,30 +8,42 @@ with random numbers for the rest would cost hours before anybody notices.
 
 from __future__ import annotations
 
+import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from image_classification.data_index import printable
 from image_classification.errors import CheckpointError
 from image_classification.safe_load import is_plain_tensor, load_tensors
+from image_classification.weight_formats import WeightFormat, translate
+from models.common import head_name
 
-# Where a checkpoint keeps its weights: this package's and NVIDIA's key, torchvision's key.
-_KEYS = ("state_dict", "model")
+# Where a checkpoint keeps its weights: this package, NVIDIA, timm, Lightning, mmpretrain;
+# torchvision; PyTorch's tutorials; many a training script for CIFAR.
+_KEYS = ("state_dict", "model", "model_state_dict", "net")
 _EMA_KEYS = ("state_dict_ema", "model_ema")
 
-# Wrappers put these in front of every name: DistributedDataParallel, torch.compile.
-_WRAPPERS = ("module.", "_orig_mod.")
 
-# NVIDIA's ResNet (its names -> torchvision's). EfficientNet's `layers.0.block0` stays as it is.
-_RENAMES = (
-    (re.compile(r"^layers\.([0-3])\.(?=\d+\.)"), lambda match: f"layer{int(match[1]) + 1}."),
-    (re.compile(r"^(layer\d\.\d+)\.squeeze\.(?=squeeze\.|expand\.)"), r"\1.se."),
-)
+class Weights(NamedTuple):
+    """Weights of a file.
+
+    Args:
+        state: CPU tensors by torchvision's names.
+        format: who named them in the file; None: nobody known, they are named as there.
+    """
+
+    state: dict[str, Tensor]
+    format: WeightFormat | None
+
+    @property
+    def bn_epsilon(self) -> float | None:
+        """BatchNorm's epsilon with which they were trained; None where the file does not tell."""
+        return self.format.bn_epsilon if self.format is not None else None
 
 
 @dataclass
@@ -43,17 +55,21 @@ class PretrainedReport:
         missing: names of the model that the file does not have; they keep their values.
         unexpected: names of the file that the model does not have; they are ignored.
         mismatched: names that both have with different shapes; they keep the model's values.
+        format: who named the weights in the file.
         messages: one line each on what a reader of the log should know.
+        warnings: one line each on why the outputs may not be those that the weights were made for.
     """
 
     matched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
+    format: str = "names of nobody known"
     messages: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
-def load_weight_file(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Tensor]:
+def load_weight_file(path: str | os.PathLike[str], *, ema: bool = False) -> Weights:
     """Read the weights out of a file, whatever it wraps them in.
 
     Args:
@@ -61,40 +77,61 @@ def load_weight_file(path: str | os.PathLike[str], *, ema: bool = False) -> dict
         ema: take the exponential moving average instead of the weights themselves.
 
     Returns:
-        CPU tensors by torchvision's parameter names.
+        The weights by torchvision's parameter names, and the format that was recognised.
 
     Raises:
-        CheckpointError: see `load_tensors` and `extract_state_dict`.
+        CheckpointError: see `load_tensors` and `extract_weights`.
     """
-    return extract_state_dict(load_tensors(path), source=os.fspath(path), ema=ema)
+    return extract_weights(load_tensors(path), source=os.fspath(path), ema=ema)
 
 
 def extract_state_dict(
     content: object, *, source: str = "the file", ema: bool = False
 ) -> dict[str, Tensor]:
+    """`extract_weights` for callers who need nothing but the tensors."""
+    return extract_weights(content, source=source, ema=ema).state
+
+
+def extract_weights(content: object, *, source: str = "the file", ema: bool = False) -> Weights:
     """Find the weights in the content of a file and give them torchvision's names.
 
     Args:
-        content: a checkpoint with `state_dict` (this package, NVIDIA, Cambricon) or `model`
-            (torchvision), or the weights themselves.
-        source: what to call the content in an error.
-        ema: take `state_dict_ema` (this package, NVIDIA) or `model_ema` (torchvision).
+        content: a checkpoint with the weights under one of the usual keys, or the weights
+            themselves.
+        source: path of the file, or what to call the content in an error.
+        ema: take `state_dict_ema` (this package, NVIDIA, timm) or `model_ema` (torchvision).
 
     Returns:
-        CPU tensors by name, without `module.` and `_orig_mod.` in front.
+        CPU tensors by name, without the prefixes of wrappers, and the format.
 
     Raises:
-        CheckpointError: no weights there, or values among them that are not dense CPU tensors.
+        CheckpointError: no weights there, values among them that are not dense CPU tensors, or
+            two weights for the same place.
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"no weights in {source!r}: it holds a {type(content).__name__}")
-    weights = _find(content, _EMA_KEYS if ema else _KEYS)
-    if weights is None and ema:
+    found = _find(content, _EMA_KEYS if ema else _KEYS)
+    if found is None and ema:
         raise CheckpointError(
             f"no EMA weights in {source!r}; train with --use-ema, or leave --ema out"
         )
+    tensors = _check_tensors(content if found is None else found, source)
+    names, row = translate(tensors, _hints(content, source))
     state: dict[str, Tensor] = {}
-    for name, value in (content if weights is None else weights).items():
+    for name, value in tensors.items():
+        if names[name] in state:
+            first = next(other for other, new in names.items() if new == names[name])
+            raise CheckpointError(
+                f"{source!r} is ambiguous: {printable(first, 60)!r} and {printable(name, 60)!r} "
+                "are the same weight; save the one network that is wanted"
+            )
+        state[names[name]] = value
+    return Weights(state, _with_own_epsilon(row, content.get("model_options")))
+
+
+def _check_tensors(weights: Mapping[Any, object], source: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, value in weights.items():
         # torch's own averaging counts its updates in the state; the count is not a weight.
         if name == "n_averaged":
             continue
@@ -108,10 +145,30 @@ def extract_state_dict(
                 f"no usable weights in {source!r}: {printable(name, 60)!r} is not dense, or not of "
                 "ordinary numbers"
             )
-        state[_standard_name(name)] = value
-    if not state:
+        tensors[name] = value
+    if not tensors:
         raise CheckpointError(f"no weights in {source!r}: it is empty")
-    return state
+    return tensors
+
+
+def _hints(content: Mapping[str, object], source: str) -> str:
+    """What a file says of itself: its name, or that of its folder in the cache of a hub; the
+    network that is named in it (timm) or in the options of its training (torchvision)."""
+    path = Path(source)
+    hub = [part for part in path.parts if part.startswith("models--")]
+    arch = content.get("arch", getattr(content.get("args"), "model", None))
+    return " ".join([*hub, path.name, f"arch={arch}" if isinstance(arch, str) else ""])
+
+
+def _with_own_epsilon(row: WeightFormat | None, options: object) -> WeightFormat | None:
+    """The format; a checkpoint of this package also tells the options of its network."""
+    if row is None or not isinstance(options, Mapping):
+        return row
+    # Without the option it is the network's own: 1e-5 in ResNet, which its row says, else 1e-3.
+    epsilon = options.get("bn_epsilon", row.bn_epsilon or 1e-3)
+    known = isinstance(epsilon, float) and math.isfinite(epsilon)
+    name = "a checkpoint of this package"
+    return row._replace(name=name, bn_epsilon=epsilon) if known else row
 
 
 def saved_channels(path: str | os.PathLike[str]) -> Any:
@@ -133,22 +190,6 @@ def has_ema(content: object) -> bool:
 def _find(content: Mapping[str, object], keys: tuple[str, ...]) -> Mapping[str, object] | None:
     found = (content.get(key) for key in keys)
     return next((value for value in found if isinstance(value, Mapping)), None)
-
-
-def _standard_name(name: str) -> str:
-    while name.startswith(_WRAPPERS):
-        name = name.split(".", 1)[1]
-    for pattern, replacement in _RENAMES:
-        name = pattern.sub(replacement, name)
-    return name
-
-
-def head_name(model: nn.Module) -> str:
-    """Return the name of the classifier: the model's last linear layer."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError("the model has no linear layer")
-    return linear[-1]
 
 
 def load_pretrained(
@@ -176,9 +217,9 @@ def load_pretrained(
     Raises:
         CheckpointError: the file cannot be read, or does not fit the model.
     """
-    state = load_weight_file(path, ema=ema)
+    state, row = load_weight_file(path, ema=ema)
     return load_weights(
-        model, state, os.fspath(path), replace_head=replace_head, min_matched=min_matched
+        model, state, os.fspath(path), row, replace_head=replace_head, min_matched=min_matched
     )
 
 
@@ -186,11 +227,12 @@ def load_weights(
     model: nn.Module,
     state: Mapping[str, Tensor],
     source: str,
+    row: WeightFormat | None = None,
     *,
     replace_head: bool = False,
     min_matched: float = 0.95,
 ) -> PretrainedReport:
-    """`load_pretrained` for weights that `load_weight_file` has read from `source`."""
+    """`load_pretrained` for weights of the format `row` that come from the file `source`."""
     own = model.state_dict()
     state = {name: _in_shape_of(own.get(name), value) for name, value in state.items()}
     common = [name for name in own if name in state]
@@ -200,21 +242,60 @@ def load_weights(
         unexpected=[name for name in state if name not in own],
         mismatched=[name for name in common if own[name].shape != state[name].shape],
     )
+    if row is not None:
+        report.format = row.name
     head = f"{head_name(model)}."
     fresh_head = _rows(state.get(f"{head}weight")) != _rows(own[f"{head}weight"])
-    _check_share(own, state, report.matched, source, min_matched, head if fresh_head else None)
+    _check_share(own, state, report, source, min_matched, head if fresh_head else None)
     if fresh_head:
         report.messages.append(_fresh_head(own, state, head, source, replace_head))
     _check_finite(state, report.matched, source)
 
     model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
-    report.messages.append(f"loaded {len(report.matched)} of {len(own)} tensors from {source}")
+    report.messages.append(_counts(own, report, source))
     missing = [name for name in report.missing + report.mismatched if not _is_counter(name)]
     if missing:
         report.messages.append(f"not in {source}, freshly initialised: {_some(missing)}")
     if report.unexpected:
         report.messages.append(f"in {source}, but not in the model: {_some(report.unexpected)}")
+    report.warnings += _other_conditions(model, row, source)
     return report
+
+
+def _counts(own: Mapping[str, Tensor], report: PretrainedReport, source: str) -> str:
+    """How much was loaded; BatchNorm's step counters, which no one uses, are left out."""
+    model, matched, missing, mismatched, unexpected = (
+        sum(not _is_counter(name) for name in names)
+        for names in (own, report.matched, report.missing, report.mismatched, report.unexpected)
+    )
+    return (
+        f"loaded {matched} of {model} tensors from {source} ({report.format}): {missing} missing, "
+        f"{mismatched} of another shape, {unexpected} only in the file"
+    )
+
+
+def _other_conditions(model: nn.Module, row: WeightFormat | None, source: str) -> list[str]:
+    """What the weights were trained with and the model does not have."""
+    norm = next((module for module in model.modules() if isinstance(module, nn.BatchNorm2d)), None)
+    if norm is None or row is None:
+        return []
+    lines = []
+    if row.bn_epsilon is None and norm.eps != 1e-5:  # which is nobody's default, but a choice
+        lines.append(
+            f"{source} does not tell its BatchNorm epsilon, the model has {norm.eps:g}: {row.doubt}"
+            "; if it is one of these, add --bn-epsilon 1e-5"
+        )
+    elif row.bn_epsilon not in (None, norm.eps):
+        lines.append(
+            f"{source} was trained with a BatchNorm epsilon of {row.bn_epsilon:g}, the model has "
+            f"{norm.eps:g}: its outputs will differ; add --bn-epsilon {row.bn_epsilon:g}"
+        )
+    if row.tf_padding:
+        lines.append(
+            f"{source} was trained with TensorFlow's padding, which this network does not have: "
+            "less accurate than published until it is trained further"
+        )
+    return lines
 
 
 def _in_shape_of(own: Tensor | None, value: Tensor) -> Tensor:
@@ -250,7 +331,7 @@ def _fresh_head(
 def _check_share(
     own: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
-    matched: list[str],
+    report: PretrainedReport,
     source: str,
     min_matched: float,
     ignored: str | None,
@@ -266,16 +347,23 @@ def _check_share(
         return {name: tensors[name].numel() for name in names if not _is_counter(name)}
 
     model, file = counted(own), counted(state)
-    found = [name for name in matched if name in model]
+    found = [name for name in report.matched if name in model]
     tensors = len(found) / max(len(model), len(file), 1)
     values = sum(model[name] for name in found) / max(sum(model.values()), sum(file.values()), 1)
     share = min(tensors, values)
     if share < min_matched:
+        missing = [name for name in report.missing if name in model]
+        unexpected = [name for name in report.unexpected if name in file]
+        shapes = [
+            f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
+            for name in report.mismatched
+            if name in model
+        ]
         raise CheckpointError(
-            f"{source} does not fit the model: {share:.1%} matches, {min_matched:.0%} is needed "
-            f"(only in the model: {_some([name for name in model if name not in found])}; "
-            f"only in the file: {_some([name for name in file if name not in found])}); "
-            "check the network's name and options"
+            f"{source} ({report.format}) does not fit the model: {share:.1%} matches, "
+            f"{min_matched:.0%} is needed (only in the model: {_some(missing)}; only in the file: "
+            f"{_some(unexpected)}; of another shape: {_some(shapes)}); check the network's name "
+            "and options"
         )
 
 
@@ -296,4 +384,4 @@ def _is_counter(name: str) -> bool:
 def _some(names: list[str]) -> str:
     """The first names and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (", ".join(printable(name, 60) for name in names[:3]) or "nothing") + more
+    return (", ".join(printable(name, 100) for name in names[:3]) or "nothing") + more

@@ -168,6 +168,38 @@ class ProgressBar:
         return (columns or _DEFAULT_COLUMNS) - 1
 
 
+class CountLine:
+    """How far a long command has come: a line that changes, in a file a line now and then.
+
+    Args:
+        stream: a terminal, a file or a pipe.
+        title: what is under way.
+        total: how many there are.
+        unit: what is counted.
+    """
+
+    _TERMINAL_S, _FILE_S = 0.1, 10.0
+
+    def __init__(self, stream: TextIO, title: str, total: int, unit: str = "images") -> None:
+        self._stream, self._title, self._total, self._unit = stream, title, total, unit
+        self._told = time.monotonic()
+
+    def show(self, done: int, extra: str = "") -> None:
+        """Tell how many are done, unless that was told a moment ago."""
+        terminal = self._stream.isatty()
+        if time.monotonic() - self._told < (self._TERMINAL_S if terminal else self._FILE_S):
+            return
+        self._told = time.monotonic()
+        text = f"{self._title}: {done}/{self._total} {self._unit}{extra}"
+        self._stream.write(f"\r{text} " if terminal else f"{text}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Clear the line that changes."""
+        if self._stream.isatty():
+            self._stream.write("\r\x1b[K")
+
+
 def fit_line(
     titles: tuple[str, str], step: int, num_steps: int, parts: list[str], room: int
 ) -> str:

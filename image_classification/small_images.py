@@ -54,8 +54,9 @@ def cifar_files(
             f"{printable(data)} does not exist; give the folder that holds {kind.folder}/ or "
             f"{kind.archive}, or an existing folder that shall receive the archive"
         )
-    download(SOURCE + kind.archive, data / kind.archive, md5=kind.md5, size=kind.size, say=say)
-    return CifarFiles(kind, data / kind.archive)
+    archive = data / kind.archive
+    download(SOURCE + kind.archive, archive, checksum=f"md5 {kind.md5}", size=kind.size, say=say)
+    return CifarFiles(kind, archive)
 
 
 def load_cifar_splits(

@@ -15,9 +15,10 @@ from torch import nn
 from image_classification.augmentation import EvalPreset
 from image_classification.data_index import printable
 from image_classification.errors import CheckpointError, UsageError
-from image_classification.pretrained import extract_state_dict, has_ema, head_name, load_weights
+from image_classification.pretrained import extract_weights, has_ema, load_weights
 from image_classification.safe_load import load_tensors
-from models import create_model, find_arch
+from models import create_model, find_arch, model_names
+from models.common import head_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ def load_trained_network(
     image_size: int | None = None,
     val_resize: int | None = None,
     class_names: Sequence[str] | None = None,
+    bn_epsilon: float | None = None,
 ) -> TrainedNetwork:
     """Build the network that a file describes, with the file's weights.
 
@@ -61,6 +63,7 @@ def load_trained_network(
         image_size: side of the network's input in pixels, instead of the checkpoint's.
         val_resize: short side in pixels before the central crop, instead of the checkpoint's.
         class_names: by index, instead of the checkpoint's. Without either, the index as text.
+        bn_epsilon: of EfficientNet, instead of what the file tells of its training, if it does.
 
     Raises:
         CheckpointError: unreadable or unsafe file, or one that does not fit.
@@ -70,12 +73,16 @@ def load_trained_network(
     content = load_tensors(path)
     saved: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
     averaged = has_ema(content) if ema is None else ema
-    state = extract_state_dict(content, source=name, ema=averaged)
+    weights = extract_weights(content, source=name, ema=averaged)
 
     arch = _choose_arch(saved.get("arch"), arch, name)
     options = saved.get("model_options") or {}
-    model, num_classes = _build(arch, options, state, name)
-    notes = load_weights(model, state, name, min_matched=1.0).messages
+    epsilon = bn_epsilon or weights.bn_epsilon
+    if find_arch(arch).family == "efficientnet" and epsilon and isinstance(options, Mapping):
+        options = {**options, "bn_epsilon": epsilon}
+    model, num_classes = _build(arch, options, weights.state, name)
+    report = load_weights(model, weights.state, name, weights.format, min_matched=1.0)
+    notes = [*report.messages, *report.warnings]
     if averaged:
         notes.append("using the averaged (EMA) weights")
     return TrainedNetwork(
@@ -89,14 +96,17 @@ def load_trained_network(
 
 
 def _choose_arch(saved: object, wanted: str | None, source: str) -> str:
-    if isinstance(saved, str):
+    if isinstance(saved, str) and saved in model_names():
         if wanted not in (None, saved):
             raise CheckpointError(
                 f"{source} holds a {printable(saved, 60)}, not a {wanted}; drop --arch"
             )
         return saved
-    if wanted is None:
-        raise UsageError(f"{source} does not say which network it is for; add --arch NAME")
+    if wanted is None:  # other libraries have other names for the same networks
+        said = "does not say which network it is for"
+        if isinstance(saved, str):
+            said = f"calls its network {printable(saved, 60)!r}, a name of another library"
+        raise UsageError(f"{source} {said}; add --arch NAME")
     return wanted
 
 
@@ -104,7 +114,6 @@ def _build(
     arch: str, options: Any, state: Mapping[str, torch.Tensor], source: str
 ) -> tuple[nn.Module, int]:
     """Build the network with as many classes as its weights in `state` have."""
-    find_arch(arch)
     try:
         with torch.device("meta"):  # no memory, no time: only the name of its classifier is asked
             head = head_name(create_model(arch, **options))

@@ -19,6 +19,7 @@ from image_classification.augmentation import hash64
 from image_classification.divergence import ROLLBACK_FACTOR, Place, StepGuard
 from image_classification.ema import ModelEma
 from image_classification.errors import CheckpointError, UsageError
+from image_classification.freezing import Freezing
 from image_classification.metrics import Rates, Throughput
 from image_classification.mixup import draw_weight, mix_images, partner
 from image_classification.optimizers import load_state_by_name, state_by_name
@@ -85,6 +86,7 @@ class Trainer:
         mixup_alpha: MixUp's Beta parameter, 0 for none.
         ema: Averaged copy of `model`, updated after each optimizer step, or None.
         freeze_bn: Keep BatchNorm statistics fixed (evaluation mode) while training.
+        freezing: Parts of the network that are not trained, or None.
         seed: Seed of MixUp and dropout.
         rank: Rank of this process (its dropout masks differ from the others').
         world_size: Number of ranks, for the throughput.
@@ -118,6 +120,7 @@ class Trainer:
         mixup_alpha: float = 0.0,
         ema: ModelEma | None = None,
         freeze_bn: bool = False,
+        freezing: Freezing | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -125,6 +128,7 @@ class Trainer:
         """Stores the parts, see the class."""
         self.model = model
         self.forward = forward
+        self._wrap: Callable[[nn.Module], nn.Module] = lambda network: network
         self.criterion = criterion
         self.optimizer = optimizer
         self.lr = lr
@@ -138,6 +142,7 @@ class Trainer:
         self.mixup_alpha = mixup_alpha
         self.ema = ema
         self.freeze_bn = freeze_bn
+        self.freezing = freezing
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -153,6 +158,11 @@ class Trainer:
         )
         self.sums = RunningSums(device.torch_device)
         self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device.torch_device)
+
+    def spread(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        """Trains through what `wrap` makes of the network, which knows what is trained by then."""
+        self._wrap = wrap
+        self.forward = wrap(self.model)
 
     def train_step(self, images: torch.Tensor, target: torch.Tensor) -> None:
         """Runs one batch forward and backward and, when a group of batches is full, one update.
@@ -210,8 +220,10 @@ class Trainer:
         Returns:
             Metrics of the epoch: mean loss, top-1 (%), images/s, times (s).
         """
-        self._enter_train_mode()
         self._epoch = epoch
+        if self.freezing is not None and self.freezing.enter(epoch):
+            self.spread(self._wrap)
+        self._enter_train_mode()
         loader.set_position(epoch, self.samples_done)
         first = self.samples_done // self.batch_images
         # Compilation, autotuning and worker start-up belong to the first steps of the process.
@@ -345,6 +357,8 @@ class Trainer:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        if self.freezing is not None:
+            self.freezing.hold()
         self._micro_step = 0
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -377,7 +391,7 @@ class Trainer:
 
     def _update(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.step)
+            group["lr"] = self.rate(self.step) * group["lr_scale"]
         place = Place(self.step, self._epoch, self.samples_done)
         left_out, norm = self.guard.step(place, self._loss_is_finite, self.clip_grad_norm)
         self.sums.add_step(left_out, norm)

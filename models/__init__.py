@@ -7,12 +7,11 @@ Importing this package does not import torch, so that option parsers can list th
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from image_classification.errors import UsageError
+from image_classification.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,17 +78,26 @@ def find_arch(name: str) -> Arch:
     if name in ARCHS:
         return ARCHS[name]
     # Other packages write the same networks as resnext101_32x4d or ResNet50.
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), ARCHS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = suggestion(name.lower().replace("_", "-"), ARCHS)
     raise UsageError(f"unknown network {name[:60]!r}{hint} (known: {', '.join(ARCHS)})")
 
 
-def create_model(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    *,
+    bn_momentum: float | None = None,
+    bn_epsilon: float | None = None,
+    **options: Any,
+) -> nn.Module:
     """Build a network with freshly initialised weights, on the CPU, in training mode.
 
     Args:
         name: one of `model_names()`.
         num_classes: number of outputs, >= 1.
+        bn_momentum: weight of a batch in BatchNorm's running statistics, in (0, 1]; None: the
+            family's.
+        bn_epsilon: added to BatchNorm's variances, > 0; None: the family's.
         **options: keyword arguments of the family, e.g. those of `models.resnet.ResNet`.
 
     Returns:
@@ -103,4 +111,7 @@ def create_model(name: str, num_classes: int = 1000, **options: Any) -> nn.Modul
     if num_classes < 1:
         raise UsageError(f"the number of classes must be at least 1, got {num_classes}")
     family = importlib.import_module(f"{__name__}.{arch.family}")
-    return family.build(name, num_classes=num_classes, **options)
+    model = family.build(name, num_classes=num_classes, **options)
+    common = importlib.import_module(f"{__name__}.common")
+    common.set_batch_norm(model, bn_momentum, bn_epsilon)
+    return model

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from image_classification.errors import UsageError
-from models.checks import ConvInit, check_common
+from models.common import ConvInit, check_common
 
 # Of the squeezed channels, either to the block's input channels or (wide) to its expanded ones.
 _SQUEEZE = 4
 _STEM = 32
+# torchvision's and timm's own weights of B0 to B4 were trained with an epsilon of 1e-5.
+_BN_MOMENTUM, _BN_EPSILON = 0.01, 1e-3
 
 
 class Stage(NamedTuple):
@@ -193,9 +195,6 @@ class EfficientNet(nn.Module):
             variant's.
         survival_prob: probability in (0, 1] that the last block acts on a training image; blocks
             before it act more often, linearly (arXiv:1603.09382, section 3). None: the variant's.
-        bn_momentum: weight of a batch in BatchNorm's running statistics, in (0, 1].
-        bn_epsilon: added to BatchNorm's variances, > 0. torchvision's and timm's own weights of B0
-            to B4 were trained with 1e-5.
 
     Raises:
         UsageError: a value outside these ranges.
@@ -210,8 +209,6 @@ class EfficientNet(nn.Module):
         zero_init_last_bn: bool = False,
         dropout: float | None = None,
         survival_prob: float | None = None,
-        bn_momentum: float = 0.01,
-        bn_epsilon: float = 1e-3,
     ) -> None:
         super().__init__()
         dropout = variant.dropout if dropout is None else dropout
@@ -219,11 +216,6 @@ class EfficientNet(nn.Module):
         check_common(conv_init, dropout)
         if not 0.0 < survival <= 1.0:
             raise UsageError(f"survival_prob must be above 0 and at most 1, got {survival}")
-        if not 0.0 < bn_momentum <= 1.0 or not bn_epsilon > 0.0:
-            raise UsageError(
-                "bn_momentum must be above 0 and at most 1, and bn_epsilon above 0, "
-                f"got {bn_momentum} and {bn_epsilon}"
-            )
         channels = round_channels(_STEM * variant.width)
         depths = [math.ceil(stage.depth * variant.depth) for stage in STAGES]
         stages: list[nn.Module] = [convolution(3, channels, kernel=3, stride=2)]
@@ -242,11 +234,9 @@ class EfficientNet(nn.Module):
         self.features = nn.Sequential(*stages, convolution(channels, features))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, num_classes))
-        self._initialise(conv_init, zero_init_last_bn, bn_momentum, bn_epsilon)
+        self._initialise(conv_init, zero_init_last_bn)
 
-    def _initialise(
-        self, conv_init: ConvInit, zero_init_last_bn: bool, momentum: float, epsilon: float
-    ) -> None:
+    def _initialise(self, conv_init: ConvInit, zero_init_last_bn: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 # By the fan of one group: torch's own function takes the outputs of all of them.
@@ -256,7 +246,7 @@ class EfficientNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.BatchNorm2d):
-                module.momentum, module.eps = momentum, epsilon
+                module.momentum, module.eps = _BN_MOMENTUM, _BN_EPSILON
             elif isinstance(module, nn.Linear):
                 bound = module.out_features**-0.5
                 nn.init.uniform_(module.weight, -bound, bound)
@@ -264,6 +254,12 @@ class EfficientNet(nn.Module):
         for module in self.modules() if zero_init_last_bn else ():
             if isinstance(module, MBConv) and module.residual:
                 nn.init.zeros_(module.block[-1][1].weight)
+
+    @torch.jit.unused
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the stem and four stages by resolution (1/4 to 1/32), each as its modules."""
+        features = list(self.features)
+        return [features[:1], features[1:3], features[3:4], features[4:6], features[6:]]
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify a batch.

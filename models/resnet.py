@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from image_classification.errors import UsageError
-from models.checks import ConvInit, check_common
+from models.common import ConvInit, check_common
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -324,6 +324,12 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode=conv_init, nonlinearity="relu")
             elif isinstance(module, BasicBlock | Bottleneck) and zero_init_last_bn:
                 nn.init.zeros_(module.get_parameter(f"{module.last_bn}.weight"))
+
+    @torch.jit.unused
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the stem and the four stages, each as its modules."""
+        layers = (self.layer1, self.layer2, self.layer3, self.layer4)
+        return [[self.conv1, self.bn1], *([layer] for layer in layers)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify a batch.

@@ -11,7 +11,9 @@
 #
 # Where the active Python has PyTorch (images for NPU, MLU and NGC), that one is used: nothing that
 # is installed there is replaced, and .venv holds only what is missing. From the environment:
-# PYTHON (the Python to start from), TORCH_INDEX_URL (where PyTorch alone comes from).
+# PYTHON (the Python to start from), TORCH_INDEX_URL (where PyTorch alone comes from),
+# TORCH_PACKAGES (what is installed instead of PyTorch's newest version where there is none, such as
+# "torch==2.9.0 torch_npu==2.9.0"; TORCH_INDEX_URL is then looked into as well).
 
 set -euo pipefail
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -42,7 +44,7 @@ while [ $# -gt 0 ]; do
             ;;
         --in-place) in_place=yes ;;
         -h | --help)
-            sed -n '4,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            sed -n '4,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
             exit 0
             ;;
         *) fail "unknown option $1; see the head of scripts/setup_env.sh" ;;
@@ -224,9 +226,14 @@ install_all() {
     else
         say "installing PyTorch and ${files[*]} into ${in_place:+$base}${in_place:-$venv}: up to" \
             "5 GB on disk, one to ten minutes (TORCH_INDEX_URL= chooses other builds of PyTorch)"
-        local wanted=(-r requirements-torch.txt)
-        if [ -n "$torch" ]; then wanted=("torch==$torch.*" torchvision); fi
-        if [ -n "${TORCH_INDEX_URL:-}" ]; then wanted+=(--index-url "$TORCH_INDEX_URL"); fi
+        local wanted=(-r requirements-torch.txt) index=--index-url
+        if [ -n "$torch" ]; then
+            wanted=("torch==$torch.*" torchvision)
+        elif [ -n "${TORCH_PACKAGES:-}" ]; then
+            read -r -a wanted <<<"$TORCH_PACKAGES"
+            index=--extra-index-url
+        fi
+        if [ -n "${TORCH_INDEX_URL:-}" ]; then wanted+=("$index" "$TORCH_INDEX_URL"); fi
         install "${wanted[@]}" || fail "PyTorch could not be installed into $python, see above"
     fi
     install "${arguments[@]}" || fail "${files[*]} could not be installed into $python, see above"

@@ -93,7 +93,7 @@ run_case() {
         "$PYTHON" "$ROOT/multiproc.py" --nproc_per_node "$nproc" ${launch[@]+"${launch[@]}"}
         "$ROOT/main.py" ${data[@]+"${data[@]}"}
         --dataset cifar100 --arch resnet50_cifar --device "${DEVICE:-auto}" --amp
-        -b "$batch" --epochs "$epochs" --lr "$lr" --lr-milestones 60,120,160 --lr-gamma 0.2
+        -b "$batch" --epochs "$epochs" --lr "$lr" --lr-milestones "60,120,160" --lr-gamma 0.2
         --wd 5e-4 --workspace "$workspace" ${flags[@]+"${flags[@]}"}
     )
     # A signal to the whole group must not end the log before the training.

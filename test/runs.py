@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from forked import Nursery
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,15 +43,24 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", **extra}
 
 
+@functools.cache
+def nursery() -> Nursery:
+    """Where runs of one process in the usual environment are started; ends with this process."""
+    return Nursery(environment())
+
+
 def run_main(
     *arguments: Any, ranks: int = 1, env: dict[str, str] | None = None, expect: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """Runs main.py, under multiproc.py for several ranks, and checks the exit code."""
     launcher = [str(ROOT / "multiproc.py"), "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launcher, str(ROOT / "main.py"), *map(str, arguments)]
-    done = subprocess.run(
-        command, env=env or environment(), capture_output=True, text=True, timeout=280
-    )
+    if ranks == 1 and env is None:
+        done = nursery().run(ROOT / "main.py", *arguments, timeout=280)
+    else:
+        command = [sys.executable, *launcher, str(ROOT / "main.py"), *map(str, arguments)]
+        done = subprocess.run(
+            command, env=env or environment(), capture_output=True, text=True, timeout=280
+        )
     output = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert done.returncode == expect, f"exit code {done.returncode}\n{output}"
     return done

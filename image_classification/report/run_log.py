@@ -156,7 +156,7 @@ def read_run(folder: Path) -> RunLog:
         raise DataError(f"{printable(path)} holds no run")
     name = CONFUSION_NAME if (folder / CONFUSION_NAME).exists() else EVALUATION_NAME
     try:
-        found.answers = _read_answers(folder / name)
+        found.answers = read_answers(folder / name)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         found.warnings.append(f"{name} cannot be used: {printable(str(error), 200)}")
     return found
@@ -246,7 +246,13 @@ def _numbers(data: dict[str, Any]) -> Metrics:
     }
 
 
-def _read_answers(path: Path) -> Answers | None:
+def read_answers(path: Path) -> Answers | None:
+    """Read a validation's answers, None where there is no such file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError, TypeError, KeyError, RecursionError: It holds something else.
+    """
     if not path.exists():
         return None
     content = json.loads(path.read_text("utf-8"))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from cifar_archives import write_cifar100
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile
 from record import record
 from runs import write_images
 from victims import run_here, whole
@@ -286,3 +287,23 @@ def test_mutated_cifar_batches(tmp_path: Path, count: int) -> None:
     assert 0 < refused < count
     assert memory() - before < MEGABYTES
     record("mutated CIFAR batch", "start", tries=count, exit_code=3)
+
+
+@pytest.mark.parametrize("name", ["page.jpg", "page.png"])
+def test_an_image_that_is_a_program_is_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """PostScript is a language, and Pillow hands such files to Ghostscript to execute them."""
+    ghostscript, traces = tmp_path / "gs", tmp_path / "executed"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {traces}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked up anew
+    file = tmp_path / name
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError):
+        read_image(file)
+    assert not traces.exists()
+    with contextlib.suppress(OSError), Image.open(file) as image:
+        image.load()
+    assert traces.exists(), "the file is no trap: Pillow by itself does not execute it"

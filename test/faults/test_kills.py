@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from forked import Nursery
 from record import record
-from runs import environment, run_main
+from runs import ROOT, environment, run_main
 from victims import STATEFUL, differences, is_running, members, wait_until, whole
 
 from image_classification.checkpoint_files import CheckpointFiles, load_verified
@@ -62,12 +62,14 @@ def test_killed_again_and_again(
     draw, workspace, steps = random.Random(seed), tmp_path / "w", tmp_path / "steps.0"
     flags = (*STATEFUL, "--epochs", epochs)
     command = (images, *flags, "-b", 4, "--workspace", workspace, "--resume", "auto")
-    saved = 0
+    saboteur, saved = ROOT / "test" / "faults" / "saboteur.py", 0
     with Nursery(environment()) as nursery:
         for _ in range(kills):
             steps.unlink(missing_ok=True)
-            pid = nursery.start(*command, "--checkpoint-interval", 1, log=tmp_path / "log",
-                                PAUSE="saves 0.03", NOTES=str(tmp_path))  # fmt: skip
+            pid = nursery.start(
+                saboteur, *command, "--checkpoint-interval", 1, log=tmp_path / "log",
+                PAUSE="saves 0.03", NOTES=str(tmp_path),
+            )  # fmt: skip
             done = killed(pid, steps, draw)
             before, saved = saved, check(workspace)
             assert before <= saved <= done <= saved + 2

@@ -103,7 +103,7 @@ def first(index: Any, size: int) -> Any:
     order = np.random.default_rng(1).permutation(len(index))[:size]
     if isinstance(index, PixelIndex):
         return replace(index, images=index.images[order], labels=index.labels[order])
-    paths = [index._relative(i) for i in order]
+    paths = [index.relative_path(i) for i in order]
     offsets = np.cumsum([0, *map(len, paths)])
     return replace(
         index, labels=index.labels[order], path_offsets=offsets,

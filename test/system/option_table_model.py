@@ -99,12 +99,64 @@ def dropout(lab: Lab) -> None:
     assert dropped.last["model_options"]["dropout"] == 0.5
 
 
+def built(*flags: str) -> torch.nn.Module:
+    """The network that these flags ask for."""
+    args, _ = main.parse_args(["--data-backend", "synthetic", *flags])
+    return create_model(args.arch, 3, **main.model_options(args))
+
+
+@shows("--survival-prob", "how often the blocks of EfficientNet act in training")
+def survival_prob(lab: Lab) -> None:
+    model = built("--arch", "efficientnet-b0", "--survival-prob", "0.5")
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model.classifier[0].p = 0.0
+    assert not torch.equal(model(images), model(images))
+    model = built("--arch", "efficientnet-b0")
+    model.classifier[0].p = 0.0
+    assert torch.equal(model(images), model(images))
+    assert "is for EfficientNet" in lab.error("--survival-prob", "0.5")
+
+
+@shows("--bn-momentum", "how much of a batch goes into BatchNorm's statistics")
+def bn_momentum(lab: Lab) -> None:
+    mean = "bn1.running_mean"
+    slow = lab.run(*STILL, "--bn-momentum", "0.01")
+    torch.testing.assert_close(slow.weights[mean] * 10, lab.still.weights[mean])
+    assert slow.last["model_options"]["bn_momentum"] == 0.01
+
+
+@shows("--bn-epsilon", "the logits, through BatchNorm's division")
+def bn_epsilon(lab: Lab) -> None:
+    damped = lab.run(*STILL, "--bn-epsilon", "1")
+    assert damped.value("train.loss") != lab.still.value("train.loss")
+    assert damped.last["model_options"]["bn_epsilon"] == 1
+
+
 @shows("--freeze-bn", "BatchNorm statistics: unchanged by training")
 def freeze_bn(lab: Lab) -> None:
     frozen = lab.run("--freeze-bn").weights
     assert not frozen["bn1.running_mean"].any() and not frozen["bn1.num_batches_tracked"]
     assert lab.base.weights["bn1.running_mean"].any()
     assert lab.base.weights["bn1.num_batches_tracked"] == 1
+
+
+@shows("--freeze", "weights and statistics of the first parts: unchanged by training")
+def freeze(lab: Lab) -> None:
+    start, made = lab.still.weights, lab.run("--freeze", "stage2").weights
+    changed = {name.split(".")[0] for name in made if name.endswith(("weight", "bias"))
+               and not torch.equal(made[name], start[name])}  # fmt: skip
+    assert changed == {"layer3", "layer4", "fc"}
+    assert not made["layer2.0.bn1.running_mean"].any() and made["layer3.0.bn1.running_mean"].any()
+    assert "--jit script" in lab.error("--freeze", "stage2", "--jit", "script")
+
+
+@shows("--unfreeze-after", "frozen parts: trained in the later epochs")
+def unfreeze_after(lab: Lab) -> None:
+    flags = ("--freeze", "backbone", "--epochs", 2, "--lr-schedule", "step")
+    for more, moves in (((), False), (("--unfreeze-after", 1), True)):
+        made = lab.run(*flags, *more).weights
+        assert torch.equal(made["conv1.weight"], lab.still.weights["conv1.weight"]) != moves
+    assert "needs --freeze" in lab.error("--unfreeze-after", 1)
 
 
 @shows("--sync-bn", "BatchNorm over all devices; on a CPU an error")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,7 +184,7 @@ def momentum(lab: Lab) -> None:
     half, quarter = (lab.run(*flags, "--momentum", value) for value in (0.5, 0.25))
     first = lab.still.momentum("fc.weight")
     assert close(half.momentum("fc.weight") - quarter.momentum("fc.weight"), 0.25 * first)
-    assert "must be between 0 and 1" in lab.error("--momentum", 2)
+    assert "at least 0 and below 1" in lab.error("--momentum", 2)
 
 
 @shows("--weight-decay", "what the gradient gets from the weights")
@@ -239,7 +240,47 @@ def clip_grad_norm(lab: Lab) -> None:
     assert not lab.still.values("train.grad_norm")
 
 
+@shows("--head-lr", "the step of the classifier alone")
+def head_lr(lab: Lab) -> None:
+    start, plain = lab.still.weights, lab.base.weights
+    made = lab.run("--head-lr", 0.3).weights
+    assert torch.equal(made["conv1.weight"], plain["conv1.weight"])
+    assert close(made["fc.weight"] - start["fc.weight"],
+                 3 * (plain["fc.weight"] - start["fc.weight"]))  # fmt: skip
+    assert "not with 0" in lab.error("--head-lr", 1, "--lr", 0)
+
+
+@shows("--class-weights", "the loss of unbalanced classes")
+def class_weights(lab: Lab) -> None:
+    few = lab.folder / "few"
+    shutil.copytree(lab.images, few)
+    for image in sorted((few / "train" / "class_0").iterdir())[1:]:
+        image.unlink()
+    plain, even = (
+        lab.run(*STILL, *flags, directory=few) for flags in ((), ("--class-weights", "balanced"))
+    )
+    assert plain.value("train.loss") != even.value("train.loss")
+    assert plain.value("val.loss") == even.value("val.loss")
+    balanced = lab.run(*STILL, "--class-weights", "balanced")
+    assert balanced.value("train.loss") == pytest.approx(lab.still.value("train.loss"))
+    assert "can be counted" in lab.error(*SYNTHETIC, "--class-weights", "balanced", directory=None)
+
+
 # ---- what to run ----
+
+
+@shows("--class-report", "a table with recall, precision and F1 of each class")
+def class_report(lab: Lab) -> None:
+    made = lab.run("--class-report", drop=("--prof",))
+    lines = made.out.splitlines()
+    head = next(at for at, line in enumerate(lines) if line.startswith("class "))
+    assert lines[head].split() == ["class", "images", "recall", "precision", "F1"]
+    assert [line.split()[:2] for line in lines[head + 1 : head + 5]] == [
+        ["class_0", "4"], ["class_1", "4"], ["class_2", "4"], ["mean", "12"],
+    ]  # fmt: skip
+    assert "precision" not in lab.base.out
+    file = made.workspace / "checkpoint.pth.tar"
+    assert lines[head] in lab.run("--evaluate", "--resume", file, "--class-report").out
 
 
 @shows("--check", "only what is tried before a training")
@@ -290,6 +331,26 @@ def doctor(lab: Lab) -> None:
             made = lab.run("--doctor", directory=None, code=code)
         assert made.out.startswith(str(finding)) and not made.workspace.exists()
     assert "DIR is missing" in lab.error(directory=None)
+
+
+@shows("--recipe", "all options that the command line leaves open")
+def recipe(lab: Lab) -> None:
+    file = lab.folder / "own.yml"
+    file.write_text("recipes: {mine: {options: {momentum: 0.5, label-smoothing: 0.2, lr: 7}}}\n")
+    made = lab.run("--recipe", f"{file}:mine", "--label-smoothing", "0.25")
+    config = made.last["config"]
+    assert (config["momentum"], config["label_smoothing"]) == (0.5, 0.25)
+    assert config["lr"] == 0.1  # of the command line
+    assert "unknown recipe 'yours'" in lab.error("--recipe", f"{file}:yours")
+    assert "did you mean 'template'" in lab.error("--recipe", "templat")
+
+
+@shows("--list-recipes", "the names of all recipes in the place of a run")
+def list_recipes(lab: Lab) -> None:
+    listed = lab.run("--list-recipes", directory=None)
+    assert not listed.workspace.exists()
+    names = [line.split()[0] for line in listed.out.splitlines() if line[0] != " "]
+    assert {"template", "efficientnet-b0", "resnet50-dgxa100-amp"} <= set(names)
 
 
 @shows("--iters", "iterations of training, not of validation")

@@ -83,5 +83,5 @@ def test_without_network_one_line_says_what_to_do(tmp_path: Path) -> None:
     assert done.returncode == 3
     (line,) = [text for text in done.stderr.splitlines() if text.startswith("main.py: error:")]
     assert "cifar-100-python.tar.gz cannot be downloaded" in line
-    assert f"on a machine with network and put it into {tmp_path / 'data'}" in line
+    assert f"on a machine with network and put it there as {tmp_path / 'data'}" in line
     assert not list((tmp_path / "data").iterdir()) and not (tmp_path / "w").exists()

@@ -17,7 +17,7 @@ from image_classification import checkpoint
 from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.errors import CheckpointError
 from image_classification.optimizers import OPTIMIZERS, create_optimizer, state_by_name
-from models.checks import CONV_INITS
+from models.common import CONV_INITS
 from models.resnet import ResNet, SEBottleneck
 
 
@@ -199,7 +199,8 @@ ELSEWHERE = {
     "pretrained_weights", "jit", "device", "gpu_id", "pyamp", "cnmix", "opt_level", "fp16",
     "memory_format", "deterministic", "gpu_affinity", "dist_backend", "world_size", "addr",
     "run_epochs", "on_divergence", "early_stopping_patience", "seeds", "optimizer", "check",
-    "doctor", "evaluate", "training_only", "topk", "workspace", "run_name", "resume",
+    "recipe", "list_recipes", "class_report", "doctor", "evaluate",
+    "training_only", "topk", "workspace", "run_name", "resume",
     "save_checkpoints", "checkpoint_filename", "gather_checkpoints", "checkpoint_interval",
     "raport_file", "print_freq", "tensorboard",
 }  # fmt: skip

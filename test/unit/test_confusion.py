@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from image_classification.confusion import Confusion, worst
+from image_classification.confusion import MATRIX_CLASSES, Confusion, class_report, worst
 
 NAMES = ["ant", "bee", "cat"]
 #        ant: 1 of 3 right (twice a bee); bee: 2 of 2; cat: none of 1 (a bee)
@@ -80,3 +80,28 @@ def test_through_json_and_back(confusion: Confusion) -> None:
 def test_foreign_content_is_refused(entries: Any) -> None:
     with pytest.raises(ValueError):
         Confusion.from_json(entries, 3)
+
+
+def test_the_table_for_the_terminal() -> None:
+    target, predicted = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 0, 2]
+    text = class_report(Confusion.of(target, predicted), ["cat", "dog", "\x1b[31mcow", "yak"])
+    lines = text.splitlines()
+    assert lines[1].split() == ["cat", "3", "66.7", "66.7", "66.7"]
+    assert lines[2].split() == ["dog", "2", "50.0", "50.0", "50.0"]
+    assert lines[3].split() == ["?[31mcow", "1", "100.0", "100.0", "100.0"]
+    assert lines[4].split() == ["yak", "0", "-", "-", "-"]
+    assert lines[5].split() == ["mean", "6", "72.2", "72.2", "72.2"]  # of the classes with images
+    assert lines[7].split()[-4:] == ["1", "2", "3", "4"]
+    assert [line.split()[-4:] for line in lines[8:10]] == [[*"2100"], [*"1100"]]
+    assert len({len(line) for line in lines[7:]}) == 1
+
+
+def test_a_class_that_is_never_recognised_counts_as_nothing() -> None:
+    text = class_report(Confusion.of([0, 1], [0, 0]), ["a", "b"])
+    assert text.splitlines()[2].split() == ["b", "1", "0.0", "-", "0.0"]
+    assert text.splitlines()[3].split() == ["mean", "2", "50.0", "25.0", "33.3"]
+
+
+def test_many_classes_have_no_matrix() -> None:
+    names = [f"c{number}" for number in range(MATRIX_CLASSES + 1)]
+    assert len(class_report(Confusion.of([0], [0]), names).splitlines()) == len(names) + 2

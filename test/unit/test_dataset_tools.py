@@ -20,6 +20,7 @@ from image_classification.augmentation import (
     TrainPreset,
     epoch_order,
 )
+from image_classification.data_processing import examination
 from image_classification.datasets import load_splits
 from image_classification.errors import DataError
 from image_classification.image_reading import read_image
@@ -42,7 +43,7 @@ def test_a_good_data_set(images: Path, capsys) -> None:
 @pytest.mark.parametrize("native", [True, False])
 def test_damage_is_found_wherever_it_is(images: Path, capsys, monkeypatch, native: bool) -> None:
     if not native:
-        monkeypatch.setattr(dataset_tools, "load_core", lambda: None)
+        monkeypatch.setattr(examination, "load_core", lambda: None)
     cut, empty = images / "train/class_1/3.jpg", images / "val/class_2/1.jpg"
     cut.write_bytes(cut.read_bytes()[:-60])  # the last rows of pixels
     empty.write_bytes(b"")

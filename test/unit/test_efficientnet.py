@@ -162,7 +162,7 @@ def test_the_network_can_be_scripted() -> None:
     [
         ({"survival_prob": 0.0}, "survival_prob must be above 0"),
         ({"bn_momentum": 0.0}, "bn_momentum must be above 0"),
-        ({"bn_epsilon": 0.0}, "bn_epsilon above 0"),
+        ({"bn_epsilon": 0.0}, "bn_epsilon must be above 0"),
         ({"dropout": 1.0}, "below 1, got 1.0"),
         ({"conv_init": "classic"}, "got 'classic'"),
     ],

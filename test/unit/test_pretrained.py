@@ -121,13 +121,13 @@ def test_old_torch_refuses_the_old_format_and_reads_the_new(
     torch.save(weights, new)
     readable = TORCH_READS_LEGACY
     monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
-    assert set(load_weight_file(new)) == set(weights)
+    assert set(load_weight_file(new).state) == set(weights)
     with pytest.raises(CheckpointError, match=r"torch 2\.6") as error:
         load_tensors(old)
     assert_one_clear_line(error, old)
     monkeypatch.setattr(torch, "__version__", "2.10.0a0+git1234")
     if readable:
-        assert torch.equal(load_weight_file(old)["conv.weight"], weights["conv.weight"])
+        assert torch.equal(load_weight_file(old).state["conv.weight"], weights["conv.weight"])
 
 
 def write_tar(path: Path) -> None:
@@ -256,7 +256,7 @@ def test_safetensors_files_load(tmp_path: Path, weights: dict[str, torch.Tensor]
     safetensors = pytest.importorskip("safetensors.torch")
     path = tmp_path / "weights.safetensors"
     safetensors.save_file(weights, path)
-    torch.testing.assert_close(load_weight_file(path), dict(weights))
+    torch.testing.assert_close(load_weight_file(path).state, dict(weights))
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match="damaged safetensors"):
         load_tensors(path)
@@ -266,7 +266,7 @@ def test_safetensors_files_load(tmp_path: Path, weights: dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict", "net"])
 def test_weights_are_found_whatever_wraps_them(
     prefix: str, key: str | None, weights: dict[str, torch.Tensor]
 ) -> None:
@@ -278,19 +278,6 @@ def test_weights_are_found_whatever_wraps_them(
 def test_module_inside_a_name_stays() -> None:
     name = "module.my_module.module.weight"
     assert list(extract_state_dict({name: torch.ones(1)})) == ["my_module.module.weight"]
-
-
-def test_nvidia_names_become_torchvision_names() -> None:
-    names = {
-        "conv1.weight": "conv1.weight",
-        "module.layers.0.0.conv1.weight": "layer1.0.conv1.weight",
-        "layers.3.2.downsample.0.weight": "layer4.2.downsample.0.weight",
-        "layers.1.0.squeeze.expand.bias": "layer2.0.se.expand.bias",
-        "layer1.0.squeeze.squeeze.weight": "layer1.0.se.squeeze.weight",
-        "layers.0.block0.depsep.conv.weight": "layers.0.block0.depsep.conv.weight",
-    }
-    state = extract_state_dict({name: torch.ones(1) for name in names})
-    assert list(state) == list(names.values())
 
 
 def test_ema_weights_are_taken_on_demand() -> None:
@@ -408,16 +395,6 @@ def test_a_few_missing_tensors_are_reported(tmp_path: Path) -> None:
     assert "not in the model: extra" in text
     with pytest.raises(CheckpointError, match="100% is needed"):
         load_pretrained(create_model("resnet18", 2), tmp_path / "w.pth", min_matched=1.0)
-
-
-def test_nvidia_and_convolution_forms_of_squeeze_excitation_load(tmp_path: Path) -> None:
-    source = create_model("se-resnext101-32x4d", 2, se_as_conv=True)
-    state = {name.replace(".se.", ".squeeze."): v for name, v in source.state_dict().items()}
-    torch.save(state, tmp_path / "w.pth")
-    model = create_model("se-resnext101-32x4d", 2)
-    assert load_pretrained(model, tmp_path / "w.pth", min_matched=1.0).mismatched == []
-    ours, theirs = model.layer1[0].se.squeeze.weight, source.layer1[0].se.squeeze.weight
-    assert torch.equal(ours, theirs.flatten(1))
 
 
 def test_non_finite_weights_are_refused(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:

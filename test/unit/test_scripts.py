@@ -432,13 +432,38 @@ def test_docker_refuses_a_folder_with_a_colon(tmp_path: Path, place: str) -> Non
     assert pairs(words, "-v")[0] == f"{tmp_path}/link:{tmp_path}/link"
 
 
-def test_docker_start_runs_docker(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("device", "host_files", "expected"),
+    [
+        ("cpu", [], []),
+        ("cuda", ["/dev/nvidia0"], ["--gpus", "all"]),
+        ("npu", ["/dev/davinci0", "/dev/davinci_manager"], ["/dev/davinci_manager"]),
+        ("mlu", ["/dev/cambricon_dev0", "/dev/cambricon_ctl"], ["/dev/cambricon_ctl"]),
+        ("xpu", ["/dev/dri/renderD128", "/dev/dri/by-path/pci-0000-render"],
+         ["/dev/dri/renderD128", "/dev/dri/by-path:/dev/dri/by-path:ro"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("named", [True, False])
+def test_docker_start_runs_docker(
+    tmp_path: Path, device: str, host_files: list[str], expected: list[str], named: bool
+) -> None:
+    """[docker_image] [data_dir] [model_dir], as the Ascend document has it."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/docker").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "bin/docker").chmod(0o755)
-    command = ["bash", str(ROOT / "scripts/docker_start.sh"), "image", str(tmp_path)]
-    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    result = run(command, tmp_path, PATH=path, HOST_ROOT=str(tmp_path))
-    assert result.returncode == 0
-    lines = result.stdout.splitlines()
-    assert lines[0] == "run" and lines[-1] == "image" and f"{ROOT}:{ROOT}" in lines
+    data, model = tmp_path / "my data", tmp_path / "my scripts"
+    data.mkdir()
+    model.mkdir()
+    add_files(tmp_path, *host_files)
+    command = ["bash", str(ROOT / "scripts/docker_start.sh"), "image:1", str(data), str(model)]
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOST_ROOT": str(tmp_path)}
+    if named or device == "xpu":  # which is not looked for: many a CPU has graphics from Intel
+        env["DEVICE"] = device
+    result = run(command if named else [*command[:3], str(data)], tmp_path, **env)
+    assert result.returncode == 0, result.stderr
+    words = result.stdout.splitlines()
+    assert words[0] == "run" and words[-1] == "image:1" and set(expected) <= set(words)
+    folder = str(model if named else ROOT)
+    assert {f"{data}:{data}", f"{folder}:{folder}"} <= set(pairs(words, "-v"))
+    assert pairs(words, "-w") == [folder] and "--privileged" not in words
+    assert f"IMAGENET_TRAIN_DATASET={data}" in words

@@ -172,6 +172,17 @@ def test_uv_is_preferred(world: World) -> None:
     assert others.endswith("-r requirements.txt -r requirements-dev.txt")
 
 
+def test_packages_of_a_vendor_instead_of_torch(world: World) -> None:
+    world.add_python()
+    env = {"TORCH_PACKAGES": "torch==2.9.0 torch_npu==2.9.0"}
+    for more, end in (({}, ""), ({"TORCH_INDEX_URL": "https://torch.example/cpu"},
+                                 " --extra-index-url https://torch.example/cpu")):  # fmt: skip
+        assert world.run("--in-place", **env, **more).returncode == 0
+        torch, others = world.calls()
+        assert torch.endswith(f" torch==2.9.0 torch_npu==2.9.0{end}")
+        assert others.endswith(" -r requirements.txt")
+
+
 def test_torch_version_in_its_own_environment(world: World) -> None:
     made = world.add_python("made")
     world.add_python(packages=("torch", *ALL), version="313")

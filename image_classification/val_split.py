@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Takes a validation set out of the training images, class by class, by the seed alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from image_classification.augmentation import hash64
+from image_classification.data_index import ImageIndex, IndexBuilder, few
+from image_classification.errors import UsageError
+
+# As those of augmentation.py and bad_images.py: no two kinds of draws share a hash.
+_STREAM_SPLIT = 4
+
+
+def stratified_split(
+    labels: ArrayLike, share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide images between train and val so that each class has the same share in both.
+
+    Of a class with n images round(n * share) go to val, but at least one and at most n - 1. A class
+    with one image keeps it in train: `lone_classes` names it. For one seed the val set of a larger
+    share holds that of a smaller one.
+
+    Args:
+        labels: int [N], each >= 0.
+        share: Share of each class that goes to val, 0 < share < 1.
+        seed: Any integer; another seed takes other images.
+
+    Returns:
+        Positions in `labels` for train and for val, int64, ascending; each position is in one.
+
+    Raises:
+        UsageError: The share is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"val share {share:g}: must be above 0 and below 1, such as 0.1")
+    classes = np.asarray(labels, dtype=np.int64)
+    order = np.lexsort((hash64(seed, _STREAM_SPLIT, np.arange(len(classes))), classes))
+    counts = np.bincount(classes)
+    # Rounded half up, not half to even as numpy does: of 5 images at 0.1 one goes to val anyway.
+    wanted = np.floor(counts * share + 0.5).astype(np.int64)
+    to_val = np.where(counts >= 2, np.clip(wanted, 1, np.maximum(counts - 1, 1)), 0)
+    places_in_class = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    is_val = np.zeros(len(classes), dtype=bool)
+    is_val[order] = places_in_class < to_val[classes[order]]
+    return np.flatnonzero(~is_val), np.flatnonzero(is_val)
+
+
+def lone_classes(labels: ArrayLike, classes: list[str]) -> str | None:
+    """A line about the classes that cannot be in val, since they have one image only.
+
+    Args:
+        labels: int [N], before the split.
+        classes: Class names; the position is the label.
+
+    Returns:
+        The line, None where there are no such classes.
+    """
+    lone = np.flatnonzero(np.bincount(np.asarray(labels, dtype=np.int64)) == 1).tolist()
+    if not lone:
+        return None
+    return (
+        f"{len(lone)} of {len(classes)} classes have one image, which stays in train; val has none "
+        f"of {few(classes[label] for label in lone)}: add images, or remove these classes"
+    )
+
+
+def split_index(index: ImageIndex, share: float, seed: int) -> tuple[ImageIndex, ImageIndex]:
+    """The same for an index: its images as a train and a val index, see `stratified_split`.
+
+    Raises:
+        UsageError: The share is not between 0 and 1, or no class has two images.
+    """
+    train, val = stratified_split(index.labels, share, seed)
+    if not len(val):
+        raise UsageError(f"val share {share:g}: every class has one image only, val would be empty")
+    return select_images(index, train, "train"), select_images(index, val, "val")
+
+
+def select_images(index: ImageIndex, places: NDArray[np.int64], split: str) -> ImageIndex:
+    """Some images of an index as an index of their own.
+
+    Args:
+        index: The images.
+        places: int64 [M], positions in it.
+        split: "train" or "val": what the selection is called.
+
+    Returns:
+        M images with the same root and classes.
+    """
+    builder = IndexBuilder()
+    for place, label in zip(places.tolist(), index.labels[places].tolist(), strict=True):
+        builder.add(index.relative_path(place), label)
+    return builder.build(index.root, index.classes, split, index.source)
