@@ -13,9 +13,10 @@ import os
 import sys
 from pathlib import Path
 
+from image_classification import option_types as kind
 from image_classification.device_table import import_torch_or_explain
 from image_classification.errors import UsageError, UserError, tell
-from image_classification.option_parser import OptionParser, Problems
+from image_classification.option_parser import OptionParser
 from models import find_arch
 
 FORMATS = ("onnx", "torchscript", "safetensors", "exported_program")
@@ -39,9 +40,11 @@ def build_parser() -> OptionParser:
     add("-a", "--arch", metavar="NAME", help="network of bare weights")
     add("--ema", action=argparse.BooleanOptionalAction,
         help="take the averaged weights, or not (default: where the checkpoint has them)")
-    add("--image-size", type=int, metavar="PIXELS",
+    add("--bn-epsilon", type=kind.POSITIVE, metavar="E",
+        help="of an EfficientNet whose file does not tell it")
+    add("--image-size", type=kind.COUNT, metavar="PIXELS",
         help="input size (default: the checkpoint's, else the network's)")
-    add("--batch", type=int, metavar="N",
+    add("--batch", type=kind.COUNT, metavar="N",
         help="the file takes N images at a time (default: any number)")
     add("--images", nargs="+", default=[], metavar="PATH",
         help="compare with these images or folders too, with the first "
@@ -50,30 +53,25 @@ def build_parser() -> OptionParser:
 
 
 def validate_args(args: argparse.Namespace) -> None:
-    """Check the options and choose the output.
+    """Check the options that are more than single values.
 
     Raises:
         UsageError: one line for each problem, all of them at once.
     """
-    problems = Problems(args)
-    problems.at_least("--image-size", 1)
-    problems.at_least("--batch", 1)
-    if args.arch is not None:
-        try:
-            find_arch(args.arch)
-        except UsageError as error:
-            problems.require(False, f"--arch: {error}")
-    if args.output is not None:
-        folder = Path(args.output).parent
-        problems.require(
-            folder.is_dir(), f"--output {args.output}: there is no folder {folder}; make it first"
-        )
-        problems.require(
-            os.path.realpath(args.output) != os.path.realpath(args.checkpoint),
-            "--output is the checkpoint itself; choose another name",
-        )
-    if problems.lines:
-        raise UsageError("\n".join(problems.lines))
+    output = Path(args.output) if args.output else None
+    rules = [
+        (output is not None and not output.parent.is_dir(),
+         f"--output {args.output}: there is no folder {output.parent if output else ''}"),
+        (output is not None and os.path.realpath(output) == os.path.realpath(args.checkpoint),
+         "--output is the checkpoint itself; choose another name"),
+    ]  # fmt: skip
+    problems = [text for wrong, text in rules if wrong]
+    try:
+        find_arch(args.arch or "resnet50")
+    except UsageError as error:
+        problems.append(f"--arch: {error}")
+    if problems:
+        raise UsageError("\n".join(problems))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -85,8 +83,9 @@ def run(args: argparse.Namespace) -> None:
     from image_classification.trained_network import load_trained_network
 
     network = load_trained_network(
-        args.checkpoint, ema=args.ema, arch=args.arch, image_size=args.image_size
-    )
+        args.checkpoint, ema=args.ema, arch=args.arch, image_size=args.image_size,
+        bn_epsilon=args.bn_epsilon,
+    )  # fmt: skip
     for note in network.notes:
         print(note)
     stem = args.checkpoint.removesuffix(".tar").removesuffix(".pth")

@@ -16,6 +16,7 @@ from pathlib import Path
 from image_classification.device_table import import_torch_or_explain
 from image_classification.errors import UsageError, UserError, tell
 from image_classification.option_parser import OptionParser
+from image_classification.option_types import Number
 
 
 def build_parser() -> OptionParser:
@@ -29,7 +30,8 @@ def build_parser() -> OptionParser:
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", required=True,
         help="checkpoint of main.py, or bare weights and --arch")
-    add("--keep", type=float, default=0.7, metavar="SHARE",
+    share = Number(float, 0, 1, open_low=True, open_high=True)
+    add("--keep", type=share, default=0.7, metavar="SHARE",
         help="share of the channels that is left, rounded to multiples of 8; parameters and "
         "multiply-adds are left with about its square (default: 0.7)")
     add("--output", metavar="FILE",

@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_classification import option_types as kind
 from image_classification.device_table import import_torch_or_explain
 from image_classification.errors import UsageError, UserError, tell
-from image_classification.option_parser import OptionParser, Problems
+from image_classification.option_parser import OptionParser
 
 if TYPE_CHECKING:
     from image_classification.datasets import Splits
@@ -44,19 +45,21 @@ def build_parser() -> OptionParser:
     add("-a", "--arch", metavar="NAME", help="network of bare weights")
     add("--ema", action=argparse.BooleanOptionalAction,
         help="take the averaged weights, or not (default: where the checkpoint has them)")
-    add("--images", type=int, default=512, metavar="N",
+    add("--bn-epsilon", type=kind.POSITIVE, metavar="E",
+        help="of an EfficientNet whose file does not tell it")
+    add("--images", type=kind.COUNT, default=512, metavar="N",
         help="training images, evenly spread, that show the ranges of the activations "
         "(default: 512)")
     add("--weight-bits", type=int, choices=(7, 8),
         help="7 for x86 CPUs without VNNI (default: as this CPU needs it)")
     add = parser.add_argument_group("measurement").add_argument
-    add("--val-images", type=int, metavar="N",
+    add("--val-images", type=kind.COUNT, metavar="N",
         help="judge on N validation images, evenly spread (default: all)")
-    add("-b", "--batch-size", type=int, default=32, metavar="N",
+    add("-b", "--batch-size", type=kind.COUNT, default=32, metavar="N",
         help="images that go through the network together (default: 32)")
-    add("--rounds", type=int, default=5, metavar="N",
+    add("--rounds", type=kind.COUNT, default=5, metavar="N",
         help="timed stretches of each contender (default: 5)")
-    add("--threads", type=int, metavar="N", help="threads of the CPU (default: torch's)")
+    add("--threads", type=kind.COUNT, metavar="N", help="threads of the CPU (default: torch's)")
     return parser  # fmt: skip
 
 
@@ -66,18 +69,15 @@ def validate_args(args: argparse.Namespace) -> None:
     Raises:
         UsageError: one line for each problem, all of them at once.
     """
-    problems = Problems(args)
-    for option in ("--images", "--val-images", "--batch-size", "--rounds", "--threads"):
-        problems.at_least(option, 1)
     stem = args.checkpoint.removesuffix(".tar").removesuffix(".pth")
     args.output = Path(args.output or f"{stem}.int8.onnx")
-    problems.require(args.output.suffix == ".onnx", f"--output {args.output} must end in .onnx")
-    problems.require(
-        args.output.parent.is_dir(),
-        f"--output {args.output}: there is no folder {args.output.parent}; make it first",
-    )
-    if problems.lines:
-        raise UsageError("\n".join(problems.lines))
+    rules = [
+        (args.output.suffix != ".onnx", f"--output {args.output} must end in .onnx"),
+        (not args.output.parent.is_dir(),
+         f"--output {args.output}: there is no folder {args.output.parent}"),
+    ]  # fmt: skip
+    if problems := [text for wrong, text in rules if wrong]:
+        raise UsageError("\n".join(problems))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -90,7 +90,9 @@ def run(args: argparse.Namespace) -> None:
     quantization.require_packages()
     if args.threads:
         torch.set_num_threads(args.threads)
-    network = load_trained_network(args.checkpoint, ema=args.ema, arch=args.arch)
+    network = load_trained_network(
+        args.checkpoint, ema=args.ema, arch=args.arch, bn_epsilon=args.bn_epsilon
+    )
     for note in network.notes:
         print(note)
     splits = data_sources.load_for_network(

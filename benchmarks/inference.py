@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment, measure
 from benchmarks.inference_contenders import Engine, contenders, onnx_engines, torch_engines
 from image_classification import data_sources
+from image_classification import option_types as kind
 from image_classification.augmentation import EvalPreset
 from image_classification.data_index import ImageIndex
 from image_classification.dataloaders import Loader, choose_backend, create_loader
@@ -210,42 +211,20 @@ def build_parser() -> argparse.ArgumentParser:
         "with it")
     add("--data", required=True, metavar="DIR", help="folder with val/, CIFAR, or sample:digits")
     add("--arch", metavar="NAME", help="network of bare weights")
-    add_effort(parser)
+    add("--val-images", type=kind.COUNT, metavar="N",
+        help="judge on N validation images, evenly spread (default: all)")
+    add("-b", "--batch-size", type=kind.COUNT, default=Effort.batch_size, metavar="N",
+        help=f"for images per second (default: {Effort.batch_size})")
+    add("--rounds", type=kind.COUNT, default=Effort.rounds, metavar="N",
+        help=f"timed stretches of each contender (default: {Effort.rounds})")
+    add("--steps", type=kind.COUNT, default=Effort.steps, metavar="N",
+        help=f"batches in a stretch (default: {Effort.steps})")
+    add("--latency-rounds", type=kind.COUNT, default=Effort.latency_rounds, metavar="N",
+        help=f"single images of each contender (default: {Effort.latency_rounds})")
+    add("--threads", type=kind.COUNT, metavar="N", help="threads of the CPU (default: torch's)")
     add("--json", type=Path, metavar="FILE",
         help="default: benchmarks/results/<date>-<device>-inference.json")
     return parser  # fmt: skip
-
-
-def add_effort(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of `Effort`, and how many images and threads are used."""
-    add = parser.add_argument
-    add("--val-images", type=int, metavar="N",
-        help="judge on N validation images, evenly spread (default: all)")
-    add("-b", "--batch-size", type=int, default=Effort.batch_size, metavar="N",
-        help=f"for images per second (default: {Effort.batch_size})")
-    add("--rounds", type=int, default=Effort.rounds, metavar="N",
-        help=f"timed stretches of each contender (default: {Effort.rounds})")
-    add("--steps", type=int, default=Effort.steps, metavar="N",
-        help=f"batches in a stretch (default: {Effort.steps})")
-    add("--latency-rounds", type=int, default=Effort.latency_rounds, metavar="N",
-        help=f"single images of each contender (default: {Effort.latency_rounds})")
-    add("--threads", type=int, metavar="N", help="threads of the CPU (default: torch's)")
-
-
-def chosen_effort(args: argparse.Namespace) -> Effort:
-    """Returns what `add_effort` has read; sets the number of threads.
-
-    Raises:
-        UsageError: A number below 1.
-    """
-    names = ("batch_size", "rounds", "steps", "latency_rounds")
-    for name in (*names, "val_images", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, received {value}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    return Effort(**{name: getattr(args, name) for name in names})
 
 
 def say(line: str) -> None:
@@ -255,7 +234,9 @@ def say(line: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measures, prints the table, writes the JSON file."""
-    effort = chosen_effort(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    effort = Effort(args.batch_size, args.rounds, args.steps, args.latency_rounds)
     networks = {
         path: load_trained_network(path, arch=args.arch)
         for path in args.files if path.suffix != ".onnx"

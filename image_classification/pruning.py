@@ -38,10 +38,8 @@ def prune(network: TrainedNetwork, keep: float) -> TrainedNetwork:
         The narrower network, which needs training.
 
     Raises:
-        UsageError: another kind of network, `keep` out of range, or Torch-Pruning is missing.
+        UsageError: another kind of network, or Torch-Pruning is missing.
     """
-    if not 0.0 < keep < 1.0:
-        raise UsageError(f"the share to keep must be between 0 and 1, got {keep}")
     model = copy.deepcopy(network.model)
     if not isinstance(model, ResNet) or VARIANTS[network.arch].groups > 1:
         raise UsageError(f"{network.arch} cannot be pruned; use a resnet without groups")

@@ -126,7 +126,7 @@ def test_user_errors(
     other = tmp_path / "efficientnet.pth"
     torch.save(create_model("efficientnet-b0", 2).state_dict(), other)
     for arguments, code, text in [
-        (["--checkpoint", checkpoint, "--keep", "1.5"], 2, "between 0 and 1"),
+        (["--checkpoint", checkpoint, "--keep", "1.5"], 2, "above 0 and below 1"),
         (["--checkpoint", other, "--arch", "efficientnet-b0"], 2, "use a resnet without groups"),
         (["--checkpoint", checkpoint, "--output", checkpoint], 2, "choose another name"),
         (["--checkpoint", tmp_path / "none.pth"], 4, "No such file"),

@@ -147,7 +147,7 @@ def test_weights_have_7_bits_where_products_would_saturate(
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["--checkpoint", "x.pth", "d", "--images", "0", "--rounds", "0"], 2, "--rounds 0"),
+        (["--checkpoint", "x.pth", "d", "--images", "0"], 2, "--images: must be at least 1"),
         (["--checkpoint", "x.pth", "d", "--output", "x.bin"], 2, "must end in .onnx"),
         (["--checkpoint", "x.pth", "d", "--weight-bits", "4"], 2, "--weight-bits"),
         (["--checkpoint", "BEST", "none"], 3, "none"),
