@@ -97,6 +97,9 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         type=kind.COUNT, help="images per epoch of the synthetic data (default: ImageNet's)")
     add("--data-layout", default="auto", choices=["auto", "folder", "list"],
         help="read class folders or train.txt/val.txt (auto: the lists where they exist)")
+    add("--val-split", type=kind.CHANCE, metavar="SHARE",
+        help="where DIR has no val: take this share of the images of each class, such as 0.2; the "
+        "same in every run, written as lists into the workspace")
     add("--num-classes", "--num_classes", type=kind.COUNT, metavar="N",
         help="number of classes (default: from the data; 1000 for synthetic data)")
     add("-j", "--workers", type=Number(int, 0, affinity.MAX_THREADS), metavar="N",
@@ -167,6 +170,15 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="BatchNorm statistics over all devices (accelerators only)")
     add("--pretrained-weights", "--pretrained-from-file", "--weights", metavar="FILE",
         help="start from these weights; another number of classes gets a new classifier")
+    add("--pretrained", action="store_true",
+        help="start from torchvision's weights for ImageNet, downloaded where they are missing")
+    add("--pretrained-optional", action="store_true",
+        help="the same; trains from scratch, and says so, where they cannot be had")
+    add("--weights-dir", metavar="DIR",
+        help="where --pretrained looks first and downloads to (default: weights/ of this package)")
+    add("--weights-version", choices=["v1", "v2"], help="of --pretrained (default: the newest)")
+    add("--min-matched", type=kind.SHARE, default=0.95, metavar="SHARE",
+        help="refuse weights if less of them fits the network (default: 0.95)")
     add("--jit", default="no", choices=["no", "script"], help="script: train the TorchScript of it")
 
 
@@ -391,6 +403,7 @@ def validate_args(args: argparse.Namespace) -> list[str]:
 
 def _rules_of_the_run(args: argparse.Namespace) -> list[tuple[Any, str]]:
     synthetic = args.data_backend == "synthetic"
+    given = args.pretrained_weights or args.pretrained or args.pretrained_optional
     rules: list[tuple[Any, str]] = [
         (not (args.data or synthetic or args.doctor or args.list_recipes),
          "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic"),
@@ -406,14 +419,20 @@ def _rules_of_the_run(args: argparse.Namespace) -> list[tuple[Any, str]]:
          "--batch-size auto goes neither with --evaluate nor with --sync-bn: give a number"),
         (args.evaluate and args.training_only, "--evaluate and --training-only exclude each other"),
         (args.evaluate and args.resume == "auto", "--evaluate needs the path: --resume PATH"),
-        (args.evaluate and not (args.resume or args.pretrained_weights or synthetic),
+        (args.evaluate and not (args.resume or given or synthetic),
          "--evaluate would measure random weights: add --resume PATH or --pretrained-weights FILE"),
         (args.evaluate and args.seeds, "--seeds trains: drop --evaluate"),
         (args.seeds and args.seed is not None, "--seed and --seeds exclude each other"),
         (args.seeds and args.resume not in (None, "auto"),
          "--seeds starts several runs: it goes with --resume auto only"),
-        (args.resume and args.pretrained_weights,
-         "--resume brings its own weights: drop --pretrained-weights"),
+        (args.resume not in (None, "auto") and given,
+         "--resume brings its own weights: drop --pretrained and --pretrained-weights"),
+        (args.pretrained_weights and (args.pretrained or args.pretrained_optional),
+         "--pretrained and --pretrained-weights exclude each other; give one"),
+        ((args.weights_dir or args.weights_version)
+         and not (args.pretrained or args.pretrained_optional),
+         "--weights-dir and --weights-version belong to --pretrained"),
+        (args.pretrained_optional and args.evaluate, "--evaluate needs --pretrained itself"),
         (args.val_resize and args.image_size and args.val_resize < args.image_size,
          f"--val-resize {args.val_resize} is smaller than --image-size {args.image_size}"),
         (args.sync_bn and args.device == "cpu",
@@ -720,7 +739,7 @@ def open_run(
 
 def load_data(state: Run) -> Splits:
     """Indexes the images; checks train, val and the checkpoint's classes against each other."""
-    from image_classification import data_sources, datasets
+    from image_classification import data_sources, datasets, val_split
 
     args, data, saved = state.args, state.args.data, state.saved
     if args.data_backend == "synthetic":
@@ -729,10 +748,13 @@ def load_data(state: Run) -> Splits:
     sample = data.removeprefix(SAMPLE_PREFIX) if _is_sample(data) else None
     splits = data_sources.load(
         data, args.dataset, train=not args.evaluate, val=not args.training_only,
-        layout=args.data_layout, num_classes=args.num_classes, say=state.logger.message,
+        val_share=args.val_split, layout=args.data_layout, num_classes=args.num_classes,
+        say=state.logger.message,
         sample=None if sample is None else (sample, DOWNLOADS / sample),
         small_side=args.image_size if shows_small_images(args) else None,
         create=data == str(DOWNLOADS))
+    if splits.made_val and splits.train and state.launch.primary and not args.check:
+        val_split.write_lists(splits, Path(data), state.workspace)
     return datasets.adopt_classes(splits, saved["classes"], "the checkpoint") if saved else splits
 
 
@@ -793,22 +815,34 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
     """Builds the network with the checkpoint's or the given weights, on the device."""
     import torch
 
-    from image_classification.pretrained import load_pretrained, load_weights
+    from image_classification.pretrained import load_weights, starting_weights
     from models import create_model
 
-    args, saved, messages = state.args, state.saved, []
+    args, saved, logger = state.args, state.saved, state.logger
+    given = None if saved else starting_weights(
+        args.arch, args.pretrained_weights, published=args.pretrained or args.pretrained_optional,
+        version=args.weights_version, folder=Path(args.weights_dir or PACKAGE_ROOT / "weights"),
+        optional=args.pretrained_optional, say=logger.message, warn=logger.warning)
+    if given is not None and args.bn_epsilon is None:
+        args.bn_epsilon = given.bn_epsilon
+    if given is None and args.pretrained_optional:  # random weights are worth no freezing
+        args.freeze = saved["config"].get("freeze", "none") if saved else "none"
     torch.manual_seed(state.seed)
     model = create_model(args.arch, num_classes, **model_options(args))
     if saved is not None:
         averaged = args.evaluate and saved.get("state_dict_ema") is not None
         weights = saved["state_dict_ema" if averaged else "state_dict"]
         load_weights(model, weights, args.resume, min_matched=1.0)
-        messages = ["evaluating the averaged (EMA) weights"] if averaged else []
-    elif args.pretrained_weights:
-        messages = load_pretrained(
-            model, args.pretrained_weights, replace_head=not args.evaluate).messages
-    for message in messages:
-        state.logger.message(message)
+        if averaged:
+            logger.message("evaluating the averaged (EMA) weights")
+    elif given is not None:
+        report = load_weights(
+            model, given.state, given.source, given.format,
+            replace_head=not args.evaluate, min_matched=args.min_matched)
+        for line in report.messages:
+            logger.message(line)
+        for line in report.warnings:
+            logger.warning(line)
     if args.sync_bn:
         if not state.device.is_accelerator:
             raise UsageError("--sync-bn needs an accelerator; on cpu run without it")

@@ -32,8 +32,9 @@ Check = Callable[[Any, dict[str, Any]], bool]
 
 # Settings that bend the course of a training that goes on.
 _COURSE = (
-    "data", "data_backend", "batch_size", "optimizer_batch_size", "prof", "iters", "epochs", "seed",
-    "lr", "lr_schedule", "lr_milestones", "lr_gamma", "warmup", "end_lr", "momentum", "nesterov",
+    "data", "val_split", "data_backend", "batch_size", "optimizer_batch_size", "prof", "iters",
+    "epochs", "seed", "lr", "lr_schedule", "lr_milestones", "lr_gamma", "warmup", "end_lr",
+    "momentum", "nesterov",
     "weight_decay", "bn_weight_decay", "rmsprop_alpha", "rmsprop_eps", "clip_grad_norm",
     "head_lr", "label_smoothing", "class_weights", "mixup", "dropout", "survival_prob",
     "bn_momentum", "bn_epsilon", "freeze_bn", "freeze", "unfreeze_after", "sync_bn", "use_ema",
@@ -218,20 +219,14 @@ def _is_model_options(value: Any, state: dict[str, Any]) -> bool:
     checks["conv_init"] = lambda entry: entry in ("fan_in", "fan_out")
     checks["dropout"] = lambda entry: _is_number(entry) and 0 <= entry < 1
     if state["arch"].startswith("resnet"):
-        checks["channels"] = _is_channels
+        checks["channels"] = lambda entry: (
+            isinstance(entry, list) and all(_is_count(number) and number > 0 for number in entry)
+        )
     checks["bn_epsilon"] = lambda entry: _is_number(entry) and entry > 0
     checks["bn_momentum"] = lambda entry: _is_number(entry) and 0 < entry <= 1
     if state["arch"].startswith("efficientnet-"):
         checks["survival_prob"] = checks["bn_momentum"]
     return isinstance(value, dict) and all(checks[name](value[name]) for name in value)
-
-
-def _is_channels(value: Any) -> bool:
-    """Whether it is of the kind that pruning writes; the network knows how many there may be."""
-    return isinstance(value, dict) and all(
-        isinstance(numbers, list) and all(_is_count(number) and number >= 1 for number in numbers)
-        for numbers in value.values()
-    )
 
 
 def _is_preprocessing(value: Any, _: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from image_classification.errors import DataError
 
@@ -24,6 +24,9 @@ from image_classification.errors import DataError
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+
+# From here on the mean accuracy says little of the small classes.
+_IMBALANCE = 10
 
 # The coarsest time stamps of file systems.
 _SETTLED_S = 2.0
@@ -126,6 +129,26 @@ def printable(text: str | bytes | os.PathLike, limit: int = 300) -> str:
     text = os.fsdecode(text)
     clean = "".join(letter if letter.isprintable() else "?" for letter in text)
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
+def describe_imbalance(counts: ArrayLike, classes: list[str]) -> str | None:
+    """A line about classes with far more images than others, None where they are much alike.
+
+    Args:
+        counts: int [C], the images of each class, of which one has some.
+        classes: Class names.
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    present = np.flatnonzero(counts)
+    least, most = present[np.argmin(counts[present])], int(np.argmax(counts))
+    ratio = counts[most] / counts[least]
+    if ratio < _IMBALANCE:
+        return None
+    return (
+        f"{printable(classes[most], 60)} has {ratio:.0f} times as many images as "
+        f"{printable(classes[least], 60)} ({counts[most]} and {counts[least]}): look at the "
+        "accuracy per class, not only the mean"
+    )
 
 
 def few(names: Iterable[str], count: int = 3) -> str:

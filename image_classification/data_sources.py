@@ -12,17 +12,19 @@ import numpy as np
 
 from image_classification import small_images
 from image_classification.cifar import CIFAR_SETS, find_cifar
-from image_classification.data_index import ImageIndex
+from image_classification.data_index import ImageIndex, describe_imbalance
 from image_classification.dataloaders import synthetic_splits
 from image_classification.datasets import (
     SAMPLES,
     Splits,
     adopt_classes,
+    has_split,
     load_splits,
     prepare_sample,
 )
 from image_classification.errors import UsageError
 from image_classification.pixel_index import PixelIndex
+from image_classification.val_split import make_splits
 
 __all__ = [
     "DATASETS", "evenly_spread", "load", "load_for_network", "settle_dataset", "synthetic_splits",
@@ -61,6 +63,7 @@ def load(
     sample: tuple[str, Path] | None,
     small_side: int | None,
     create: bool,
+    val_share: float | None = None,
     say: Callable[[str], None],
 ) -> Splits:
     """Index the images of a run, or bring them into memory where they are small.
@@ -75,6 +78,7 @@ def load(
         sample: A built-in data set instead of DIR: its name, and where it is written.
         small_side: A folder whose images all have this side in pixels is brought into memory.
         create: Make DIR for a download if it is missing.
+        val_share: Share of the training images that becomes val where DIR has none, 0..1.
         say: Receives lines about a download.
 
     Returns:
@@ -87,7 +91,16 @@ def load(
         files = small_images.cifar_files(Path(data), dataset, say, create=create)
         return small_images.load_cifar_splits(files, train=train, val=val, num_classes=num_classes)
     folder = Path(data) if sample is None else prepare_sample(*sample)
-    splits = load_splits(folder, train=train, val=val, layout=layout, num_classes=num_classes)
+    if val and val_share is not None and folder.is_dir() and not has_split(folder, "val"):
+        splits = make_splits(
+            folder, val_share, train=train, layout=layout, num_classes=num_classes
+        )
+    else:
+        splits = load_splits(folder, train=train, val=val, layout=layout, num_classes=num_classes)
+    if splits.train is not None:
+        line = describe_imbalance(np.bincount(splits.train.labels), splits.classes)
+        if line is not None:
+            splits.warnings.append(f"{line} (--class-report, --class-weights balanced)")
     return splits if small_side is None else small_images.into_memory(splits, small_side)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Sample",
     "Splits",
     "adopt_classes",
+    "has_split",
     "load_split",
     "load_splits",
     "match_classes",
@@ -57,6 +58,7 @@ class Splits:
         classes: Class names; the position is the label.
         num_classes: len(classes), the size of the classifier.
         warnings: One-line texts for the user, worth a look but no error.
+        made_val: Whether val was taken out of the training images.
     """
 
     train: ImageIndex | PixelIndex | None
@@ -64,6 +66,7 @@ class Splits:
     classes: list[str]
     num_classes: int
     warnings: list[str]
+    made_val: bool = False
 
     @property
     def in_memory(self) -> bool:
@@ -105,6 +108,7 @@ def load_splits(
     val: bool,
     layout: str = "auto",
     num_classes: int | None = None,
+    flat: bool = False,
 ) -> Splits:
     """Index the splits of a run and check that they belong together.
 
@@ -119,6 +123,7 @@ def load_splits(
         layout: "auto", "folder" or "list", see `load_split`.
         num_classes: What the user asked for. It must equal what the data hold; only lists with
             numbers may use fewer labels.
+        flat: Where DIR has no training split, its own folders are the classes.
 
     Returns:
         Both indices and the class names.
@@ -132,7 +137,7 @@ def load_splits(
     data = Path(data)
     warnings: list[str] = []
     parts = {
-        split: _read_part(data, split, layout)
+        split: _read_part(data, split, layout, flat)
         for split, wanted in (("train", train), ("val", val))
         if wanted
     }
@@ -144,6 +149,13 @@ def load_splits(
         indices["val"] = _match_val(parts["val"], parts["train"], classes, warnings)
     _warn_of_numeric_order(first, classes, warnings)
     return Splits(indices.get("train"), indices.get("val"), classes, len(classes), warnings)
+
+
+def has_split(data: Path, split: str) -> bool:
+    """Whether a data folder holds the images of a split, packed or not, or a list of them."""
+    if (data / split).is_dir() or (data / f"{split}.txt").is_file():
+        return True
+    return packed_index(data, split) is not None
 
 
 def match_classes(index: AnyIndex, classes: list[str], owner: str) -> AnyIndex:
@@ -196,7 +208,7 @@ def adopt_classes(splits: Splits, classes: list[str], owner: str) -> Splits:
     return Splits(train, val, classes, len(classes), splits.warnings)
 
 
-def _read_part(data: Path, split: str, layout: str) -> _Part:
+def _read_part(data: Path, split: str, layout: str, flat: bool = False) -> _Part:
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, received {layout!r}")
     if not data.is_dir():
@@ -214,7 +226,7 @@ def _read_part(data: Path, split: str, layout: str) -> _Part:
         return _list_part(read_image_list(list_path, data, split), split)
     if layout == "auto" and (packed := packed_index(data, split)) is not None:
         return _Part(packed)
-    folder = data / split
+    folder = data if flat and not has_split(data, split) else data / split
     if not folder.is_dir():
         raise DataError(_missing_split_text(data, split))
     index = load_index(folder, split)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from image_classification.data_index import printable
-from image_classification.errors import CheckpointError
+from image_classification.errors import CheckpointError, UsageError
+from image_classification.published_weights import fetch_published, find_published
 from image_classification.safe_load import is_plain_tensor, load_tensors
 from image_classification.weight_formats import WeightFormat, translate
 from models.common import head_name
@@ -35,10 +36,14 @@ class Weights(NamedTuple):
     Args:
         state: CPU tensors by torchvision's names.
         format: who named them in the file; None: nobody known, they are named as there.
+        source: the file, for messages.
+        channels: what pruning has left of the network's, see `models.resnet.ResNet`; else None.
     """
 
     state: dict[str, Tensor]
     format: WeightFormat | None
+    source: str = "the file"
+    channels: Any = None
 
     @property
     def bn_epsilon(self) -> float | None:
@@ -82,7 +87,8 @@ def load_weight_file(path: str | os.PathLike[str], *, ema: bool = False) -> Weig
     Raises:
         CheckpointError: see `load_tensors` and `extract_weights`.
     """
-    return extract_weights(load_tensors(path), source=os.fspath(path), ema=ema)
+    source = os.fspath(path)
+    return extract_weights(load_tensors(path), source=source, ema=ema)._replace(source=source)
 
 
 def extract_state_dict(
@@ -126,7 +132,9 @@ def extract_weights(content: object, *, source: str = "the file", ema: bool = Fa
                 "are the same weight; save the one network that is wanted"
             )
         state[names[name]] = value
-    return Weights(state, _with_own_epsilon(row, content.get("model_options")))
+    options = content.get("model_options")
+    channels = options.get("channels") if isinstance(options, Mapping) else None
+    return Weights(state, _with_own_epsilon(row, options), channels=channels)
 
 
 def _check_tensors(weights: Mapping[Any, object], source: str) -> dict[str, Tensor]:
@@ -171,15 +179,54 @@ def _with_own_epsilon(row: WeightFormat | None, options: object) -> WeightFormat
     return row._replace(name=name, bn_epsilon=epsilon) if known else row
 
 
-def saved_channels(path: str | os.PathLike[str]) -> Any:
-    """Return the option `channels` of the network in a weight file; None where it is not pruned.
+def starting_weights(
+    arch: str,
+    file: str | None,
+    *,
+    published: bool,
+    version: str | None,
+    folder: Path,
+    optional: bool,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> Weights | None:
+    """Read the weights from which a training starts, or which are evaluated.
+
+    Args:
+        arch: the network, one of `models.model_names()`.
+        file: weight file or checkpoint; None: none is given.
+        published: take torchvision's weights for ImageNet instead.
+        version: see `find_published`.
+        folder: where they are, or are downloaded to.
+        optional: go without where they cannot be had.
+        say: receives lines about a download.
+        warn: is told that there are none.
+
+    Returns:
+        The weights, None where there are none.
 
     Raises:
-        CheckpointError: see `load_tensors`.
+        CheckpointError: they cannot be read, or not be had.
+        UsageError: none are published for this network.
     """
-    content = load_tensors(path)
-    options = content.get("model_options") if isinstance(content, Mapping) else None
-    return options.get("channels") if isinstance(options, Mapping) else None
+    epsilon = None
+    if published:
+        try:
+            row = find_published(arch, version)
+            file = os.fspath(fetch_published(row, folder, say=say))
+        except (CheckpointError, UsageError) as error:
+            if not optional:
+                raise
+            warn(f"TRAINING FROM SCRATCH, without pretrained weights: {error}")
+        else:
+            epsilon = row.bn_epsilon
+            say(f"torchvision measures {row.top1} % top-1 with {file} ({row.conditions})")
+    if not file:
+        return None
+    weights = load_weight_file(file)
+    if epsilon is not None and weights.format is not None:
+        return weights._replace(format=weights.format._replace(bn_epsilon=epsilon))
+    return weights
 
 
 def has_ema(content: object) -> bool:
@@ -217,9 +264,9 @@ def load_pretrained(
     Raises:
         CheckpointError: the file cannot be read, or does not fit the model.
     """
-    state, row = load_weight_file(path, ema=ema)
+    state, row, source = load_weight_file(path, ema=ema)
     return load_weights(
-        model, state, os.fspath(path), row, replace_head=replace_head, min_matched=min_matched
+        model, state, source, row, replace_head=replace_head, min_matched=min_matched
     )
 
 

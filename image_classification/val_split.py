@@ -4,15 +4,23 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from image_classification.augmentation import hash64
 from image_classification.data_index import ImageIndex, IndexBuilder, few
+from image_classification.datasets import Splits, load_splits
 from image_classification.errors import UsageError
+from image_classification.list_files import write_image_list
 
 # As those of augmentation.py and bad_images.py: no two kinds of draws share a hash.
 _STREAM_SPLIT = 4
+# All runs on a data set see the same division, whatever their own seed.
+_SEED = 0
 
 
 def stratified_split(
@@ -95,3 +103,56 @@ def select_images(index: ImageIndex, places: NDArray[np.int64], split: str) -> I
     for place, label in zip(places.tolist(), index.labels[places].tolist(), strict=True):
         builder.add(index.relative_path(place), label)
     return builder.build(index.root, index.classes, split, index.source)
+
+
+def make_splits(
+    data: Path, share: float, *, train: bool, layout: str = "auto", num_classes: int | None = None
+) -> Splits:
+    """Index the training images of a data folder and take a validation set out of them.
+
+    Args:
+        data: DIR, with train/ or train.txt, or with nothing but class folders.
+        share: Share of each class that becomes val, 0..1.
+        train: Whether the training images are wanted, too.
+        layout: See `datasets.load_splits`.
+        num_classes: See `datasets.load_splits`.
+
+    Returns:
+        The splits; a warning names classes that are too small to be divided.
+
+    Raises:
+        DataError: Missing, unreadable, empty or malformed data.
+        UsageError: Every class has one image only.
+    """
+    whole = load_splits(
+        data, train=True, val=False, layout=layout, num_classes=num_classes, flat=True
+    )
+    assert isinstance(whole.train, ImageIndex)
+    kept, val = split_index(whole.train, share, _SEED)
+    lone = lone_classes(whole.train.labels, whole.classes)
+    return replace(
+        whole, train=kept if train else None, val=val, made_val=True,
+        warnings=[*whole.warnings, *([] if lone is None else [lone])],
+    )  # fmt: skip
+
+
+def write_lists(splits: Splits, data: Path, folder: Path) -> None:
+    """Write the lists of a division that `make_splits` has made, train.txt and val.txt.
+
+    Args:
+        splits: Both splits.
+        data: DIR: put into it, the lists make the division permanent.
+        folder: Where to; made if it is missing.
+
+    Raises:
+        UsageError: They cannot be written.
+    """
+    for index in (splits.train, splits.val):
+        if not isinstance(index, ImageIndex):
+            continue
+        above = os.fsencode(os.path.relpath(index.root, data))
+        images = (
+            (os.path.normpath(os.path.join(above, index.relative_path(place))), int(label))
+            for place, label in enumerate(index.labels)
+        )
+        write_image_list(folder / f"{index.split}.txt", images, f"{index.split}, taken from train")

@@ -18,7 +18,7 @@ arXiv:1709.01507, residual branches that start at zero arXiv:1706.02677 (section
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -213,7 +213,7 @@ for _depth in (18, 34, 50, 101, 152):
     VARIANTS[f"resnet{_depth}_cifar"] = VARIANTS[f"resnet{_depth}"]._replace(small_images=True)
 
 
-def channels_of(model: ResNet) -> dict[str, list[int]]:
+def channels_of(model: ResNet) -> list[int]:
     """Read how many channels a network has, as the option `channels` of `ResNet` takes them.
 
     Raises:
@@ -226,28 +226,24 @@ def channels_of(model: ResNet) -> dict[str, list[int]]:
         outputs.append({block[-1].out_channels for block in blocks})
     if any(len(found) > 1 for found in widths + outputs):
         raise ValueError(f"the blocks of a stage differ: {widths}, {outputs}")
-    return {
-        "stem": [model.conv1.out_channels],
-        "widths": [found.pop() for found in widths],
-        "out_channels": [found.pop() for found in outputs],
-    }
+    return [model.conv1.out_channels, *(found.pop() for found in widths + outputs)]
 
 
-def _narrowed(variant: Variant, channels: Mapping[str, Sequence[int]]) -> tuple[Variant, int]:
+def _narrowed(variant: Variant, channels: Sequence[int]) -> tuple[Variant, int]:
     """The variant with what is left of its channels, and those of the stem."""
-    own = {"stem": (_STEM,), "widths": variant.widths, "out_channels": variant.out_channels}
-    fits = set(channels) == set(own) and all(
-        len(channels[part]) == len(most)
-        and all(type(n) is int and 1 <= n <= m for n, m in zip(channels[part], most, strict=True))
-        for part, most in own.items()
+    most = [_STEM, *variant.widths, *variant.out_channels]
+    fits = len(channels) == len(most) and all(
+        type(number) is int and 1 <= number <= limit
+        for number, limit in zip(channels, most, strict=True)
     )
     if not fits or variant.groups > 1:
         raise UsageError(
-            f"channels must hold whole numbers from 1 up to {own} and are for networks without "
-            f"groups, got {channels}"
+            f"channels must be whole numbers from 1 up to {most}, of a network without groups, "
+            f"got {channels}"
         )
-    stages: dict[str, Any] = {part: tuple(channels[part]) for part in ("widths", "out_channels")}
-    return variant._replace(**stages), channels["stem"][0]
+    stem, w1, w2, w3, w4, *outputs = channels
+    o1, o2, o3, o4 = outputs
+    return variant._replace(widths=(w1, w2, w3, w4), out_channels=(o1, o2, o3, o4)), stem
 
 
 class ResNet(nn.Module):
@@ -261,8 +257,8 @@ class ResNet(nn.Module):
         zero_init_last_bn: start every block as its shortcut alone (the last BatchNorm's scale
             is 0), which helps with large batches.
         dropout: probability of dropping a feature before the classifier, in [0, 1).
-        channels: what pruning has left of the channels: `stem` (1 number), `widths` and
-            `out_channels` (4), see `Variant`; None: all.
+        channels: how many pruning has left: of the stem, the four `widths` and the four
+            `out_channels` of `Variant`; None: all.
         **se_options: `fused_se` and `se_as_conv` of `SEBottleneck`.
 
     Raises:
@@ -278,7 +274,7 @@ class ResNet(nn.Module):
         conv_init: ConvInit = "fan_out",
         zero_init_last_bn: bool = False,
         dropout: float = 0.0,
-        channels: Mapping[str, Sequence[int]] | None = None,
+        channels: Sequence[int] | None = None,
         **se_options: bool,
     ) -> None:
         super().__init__()

@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from image_classification.atomic_file import atomic_file
-from image_classification.data_index import IMAGE_EXTENSIONS, ImageIndex, few, printable
+from image_classification.data_index import (
+    IMAGE_EXTENSIONS,
+    ImageIndex,
+    describe_imbalance,
+    few,
+    printable,
+)
 from image_classification.data_processing.duplicates import (
     equal_groups,
     members_of_groups,
@@ -26,8 +32,6 @@ TEXT_NAME, JSON_NAME = "data_report.txt", "data_report.json"
 # Of each list in the file so many are named; the numbers count all.
 _MOST_NAMED = 10_000
 _SHOWN = 5
-# From here on the smallest class is hardly learned beside the largest.
-_IMBALANCE = 10
 _ENDINGS = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".ppm": "PPM", ".pgm": "PPM", ".bmp": "BMP",
     ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
@@ -210,11 +214,8 @@ def _split_lines(name: str, part: SplitSummary) -> list[str]:
     lines += _indented([f"{printable(path)}: {printable(reason)}"
                         for path, reason in part.unreadable])  # fmt: skip
     lines += _indented([f"{printable(path)} is {kind}" for path, kind in part.wrong_ending])
-    if counts[most] >= _IMBALANCE * counts[least]:
-        lines.append(
-            f"{name}: {printable(most, 60)} has {counts[most] / counts[least]:.0f} times as many "
-            f"images as {printable(least, 60)}: look at the accuracy per class, not only the mean"
-        )
+    if (line := describe_imbalance(list(part.per_class.values()), [*part.per_class])) is not None:
+        lines.append(f"{name}: {line}")
     return lines
 
 

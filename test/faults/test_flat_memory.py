@@ -45,7 +45,7 @@ if __name__ == "__main__":
         backend, index, TrainPreset(8), device=Device.select("cpu"), batch_size=500,
         global_batch=500, seed=1, workers=workers,
     )
-    for epoch in range(4):
+    for epoch in range(5):
         loader.set_position(epoch, len(index) - images)
         for number, batch in enumerate(loader):
             if number == images // 500 - 10:  # all workers are there and busy
@@ -94,6 +94,7 @@ def test_memory_stays_flat(images: Path, backend: str, workers: int, shown: int)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     entries, used = zip(*rows, strict=True)
-    assert entries == (ENTRIES,) * 4
-    assert used[3] <= GROWTH * used[1], used  # the first epoch warms buffers up
-    record(f"memory: {used[1] >> 10} MiB, then {used[3] >> 10} MiB", f"{backend}, 4 epochs")
+    assert entries == (ENTRIES,) * 5
+    # Two epochs warm buffers up; until then workers copy the shared pages that they write to.
+    assert used[4] <= GROWTH * used[2], used
+    record(f"memory: {used[2] >> 10} MiB, then {used[4] >> 10} MiB", f"{backend}, epochs 3 to 5")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from typing import Any
 from unittest import mock
 
@@ -91,6 +92,19 @@ def data_layout(lab: Lab) -> None:
     assert lab.run(directory=both).last["num_classes"] == 2
     assert lab.run("--data-layout", "folder", directory=both).last["num_classes"] == 3
     assert "train.txt does not exist" in lab.error("--data-layout", "list", code=3)
+
+
+@shows("--val-split", "which images are validated where there is no val")
+def val_split(lab: Lab) -> None:
+    flat = lab.folder / "flat"
+    shutil.copytree(lab.images / "train", flat)
+    made = lab.run("--val-split", 0.5, directory=flat, drop=("--prof",))
+    whole = len([*flat.rglob("*.jpg")])
+    assert made.value("val.seen") == whole / 2
+    lists = [(made.workspace / name).read_text().splitlines()[1:] for name in ("train.txt",
+             "val.txt")]  # fmt: skip
+    assert len({*lists[0], *lists[1]}) == whole and len(lists[0]) == len(lists[1]) == whole / 2
+    assert "holds neither train/" in lab.error(directory=flat, code=3)
 
 
 @shows("--num-classes", "outputs of the classifier")

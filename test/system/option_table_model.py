@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -16,7 +19,9 @@ from runs import same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import main
+from image_classification import published_weights
 from image_classification.device import Device, available_devices
+from image_classification.published_weights import PublishedWeights
 from models import create_model
 
 # ---- model ----
@@ -173,6 +178,74 @@ def pretrained_weights(lab: Lab) -> None:
     fresh = lab.run(*flags, "--data-backend", "synthetic", "--num-classes", 7)
     assert "replaced by a fresh one of 7" in fresh.out
     assert not differ(fresh.weights["conv1.weight"], lab.base.weights["conv1.weight"])
+
+
+@contextlib.contextmanager
+def publishing(lab: Lab, *versions: str) -> Iterator[Path]:
+    """A folder with weights that count as published, the last version's the base run's."""
+    folder, rows = lab.folder / "published", []
+    folder.mkdir(exist_ok=True)
+    for number, version in enumerate(versions, 1 - len(versions)):
+        torch.save({**lab.base.weights, "fc.bias": torch.full((3,), float(number))}, folder / "w")
+        digits = hashlib.sha256((folder / "w").read_bytes()).hexdigest()[:8]
+        (folder / "w").rename(folder / f"resnet18-{digits}.pth")
+        url = f"http://127.0.0.1:9/resnet18-{digits}.pth"
+        rows.append(PublishedWeights("resnet18", version, url, 70.0, 32, 32))
+    with mock.patch.object(published_weights, "PUBLISHED", tuple(rows)):
+        yield folder
+
+
+@shows("--pretrained", "the weights at the start: published ones")
+def pretrained(lab: Lab) -> None:
+    with publishing(lab, "v1") as folder:
+        flags = (*STILL, "--freeze-bn", "--pretrained")
+        made = lab.run(*flags, "--weights-dir", folder)
+        assert same(made.weights, lab.base.weights) == ["/fc.bias"]
+        text = lab.error(*flags, "--weights-dir", lab.folder / "empty", code=4)
+        assert "resnet18-" in text and str(lab.folder / "empty") in text
+    assert "exclude each other" in lab.error("--pretrained", "--pretrained-weights", "x")
+    assert "publishes no weights" in lab.error("--pretrained", "--arch", "resnet18_cifar")
+
+
+@shows("--pretrained-optional", "published weights, or a warning and random ones")
+def pretrained_optional(lab: Lab) -> None:
+    with publishing(lab, "v1") as folder:
+        flags = (*STILL, "--freeze-bn", "--freeze", "backbone", "--pretrained-optional")
+        made = lab.run(*flags, "--weights-dir", folder)
+        assert same(made.weights, lab.base.weights) == ["/fc.bias"]
+        assert "FROM SCRATCH" not in made.out + made.err
+        without = lab.run(*flags, "--weights-dir", lab.folder / "empty")
+    assert "TRAINING FROM SCRATCH" in without.out + without.err
+    assert without.last["config"]["freeze"] == "none"  # nothing worth keeping
+
+
+@shows("--weights-dir", "where published weights are looked for")
+def weights_dir(lab: Lab) -> None:
+    with publishing(lab, "v1") as folder:
+        start = lab.run(*STILL, "--pretrained", "--weights-dir", folder)
+        assert torch.equal(start.weights["conv1.weight"], lab.base.weights["conv1.weight"])
+        empty = lab.folder / "none"
+        assert str(empty) in lab.error("--pretrained", "--weights-dir", empty, code=4)
+    assert "belong to --pretrained" in lab.error("--weights-dir", "x")
+
+
+@shows("--weights-version", "which of the published weights")
+def weights_version(lab: Lab) -> None:
+    with publishing(lab, "v1", "v2") as folder:
+        flags = (*STILL, "--freeze-bn", "--pretrained", "--weights-dir", folder)
+        biases = [lab.run(*flags, *more).weights["fc.bias"][0]
+                  for more in ((), ("--weights-version", "v1"))]  # fmt: skip
+    assert biases == [0.0, -1.0]
+
+
+@shows("--min-matched", "weights that fit in part: refused or loaded")
+def min_matched(lab: Lab) -> None:
+    file = lab.folder / "part.pth"
+    torch.save({k: v for k, v in lab.base.weights.items() if "layer4" not in k}, file)
+    flags = (*STILL, "--freeze-bn", "--pretrained-weights", file)
+    assert "does not fit the model" in lab.error(*flags, code=4)
+    made = lab.run(*flags, "--min-matched", 0.3)
+    assert torch.equal(made.weights["conv1.weight"], lab.base.weights["conv1.weight"])
 
 
 @shows("--jit", "the model that is trained: TorchScript")

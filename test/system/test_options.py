@@ -263,7 +263,7 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --evaluate --weights x --seeds 1,2", "--seeds trains: drop --evaluate"),
         ("DIR --seed 1 --seeds 1,2", "--seed and --seeds exclude each other"),
         ("DIR --resume x --pretrained-weights y",
-         "--resume brings its own weights: drop --pretrained-weights"),
+         "--resume brings its own weights: drop --pretrained and --pretrained-weights"),
         ("DIR --nesterov --mom 0", "--nesterov needs --momentum above 0"),
         ("DIR --image-size 64 --val-resize 32", "--val-resize 32 is smaller than --image-size 64"),
         ("DIR --seeds 1,2 --resume x",
@@ -398,8 +398,3 @@ def test_the_recipe_of_the_original_scripts_arrives() -> None:
     }  # fmt: skip
     assert {name: getattr(args, name) for name in wanted} == wanted
     assert notes == ["--pyamp is --amp here"]
-
-
-def test_downloaded_weights_are_asked_for_as_a_file() -> None:
-    text = "unknown argument '--pretrained'; did you mean --pretrained-weights?"
-    assert problems("DIR", "--pretrained") == [text]

@@ -16,13 +16,13 @@ import export
 import prune
 from image_classification.augmentation import EvalPreset
 from image_classification.errors import UsageError
-from image_classification.pretrained import saved_channels
+from image_classification.pretrained import load_weight_file
 from image_classification.trained_network import load_trained_network
 from models import create_model
 from models.resnet import ResNet, channels_of
 
-WHOLE = {"stem": [64], "widths": [64, 128, 256, 512], "out_channels": [256, 512, 1024, 2048]}
-HALF = {part: [number // 2 for number in numbers] for part, numbers in WHOLE.items()}
+WHOLE = [64, 64, 128, 256, 512, 256, 512, 1024, 2048]
+HALF = [number // 2 for number in WHOLE]
 
 
 def silence_half(model: ResNet) -> None:
@@ -68,7 +68,7 @@ def test_channels_that_do_nothing_go_and_the_answers_stay(
     before, after = load_trained_network(checkpoint), load_trained_network(output)
     assert after.options == {"dropout": 0.2, "channels": HALF} and after.classes == before.classes
     assert (after.arch, after.preset) == (before.arch, before.preset)
-    assert saved_channels(output) == HALF and saved_channels(checkpoint) is None
+    assert load_weight_file(output).channels == HALF and load_weight_file(checkpoint).channels is None
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, logits = before.model(images), after.model(images)
@@ -82,7 +82,7 @@ def test_a_pruned_network_is_classified_and_exported(
 ) -> None:
     from PIL import Image
 
-    channels = {"stem": [8], "widths": [8, 16, 24, 32], "out_channels": [8, 24, 40, 48]}
+    channels = [8, 8, 16, 24, 32, 8, 24, 40, 48]
     model = create_model("resnet18_cifar", 2, channels=channels)
     assert channels_of(model) == channels
     path, photo = tmp_path / "narrow.pth.tar", tmp_path / "photo.png"
@@ -99,16 +99,16 @@ def test_a_pruned_network_is_classified_and_exported(
 @pytest.mark.parametrize(
     "channels",
     [
-        {**WHOLE, "stem": [65]},
-        {**WHOLE, "stem": [0]},
-        {**WHOLE, "widths": [64, 128, 256]},
-        {**WHOLE, "widths": [64, 128, 256, 8.0]},
-        {**WHOLE, "more": [1]},
-        {"stem": [64]},
+        [65, *WHOLE[1:]],
+        [0, *WHOLE[1:]],
+        WHOLE[:-1],
+        [*WHOLE, 8],
+        [*WHOLE[:-1], 8.0],
+        [*WHOLE[:-1], True],
     ],
 )
-def test_impossible_channels_are_refused(channels: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="channels must hold"):
+def test_impossible_channels_are_refused(channels: list[Any]) -> None:
+    with pytest.raises(UsageError, match="channels must be"):
         create_model("resnet50", 3, channels=channels)
 
 

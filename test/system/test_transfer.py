@@ -4,10 +4,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
-from runs import checkpoint, run_main, write_images
+from runs import ROOT, checkpoint, environment, run_main, write_images
+
+from image_classification.list_files import read_image_list
 
 
 def test_two_ranks_freeze_and_release_and_resume_bit_for_bit(tmp_path: Path) -> None:
@@ -28,3 +33,48 @@ def test_two_ranks_freeze_and_release_and_resume_bit_for_bit(tmp_path: Path) -> 
     run_main(*flags, "--workspace", tmp_path / "parts", "--resume", "auto", ranks=2)
     parts = checkpoint(tmp_path / "parts" / "checkpoint.pth.tar")["state_dict"]
     assert all(torch.equal(parts[name], kept[2][name]) for name in parts)
+
+
+def test_one_command_on_a_folder_of_classes(tmp_path: Path) -> None:
+    """No val/, no weights, no network: the script divides, says what it does, and goes on."""
+    data = tmp_path / "pets"
+    write_images(tmp_path / "made", train=10, size=32)
+    shutil.copytree(tmp_path / "made" / "train", data)
+    for image in sorted((data / "class_2").iterdir())[5:]:
+        image.unlink()
+    workspace = tmp_path / "run"
+    flags = ["--arch", "resnet18", "--image-size", "32", "--epochs", "2", "-b", "8", "--seed", "1",
+             "--device", "cpu", "-j", "1", "--workspace", workspace]  # fmt: skip
+    script = ["bash", ROOT / "run_scripts" / "finetune.sh", data, *flags]
+    nowhere = environment(https_proxy="http://127.0.0.1:9", PYTHON=sys.executable)
+    scratch = [*script, "--weights-dir", tmp_path / "none"]
+    done = subprocess.run([*map(str, scratch)], env=nowhere, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "TRAINING FROM SCRATCH, without pretrained weights" in done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    head = next(at for at, line in enumerate(lines) if line.startswith("class "))
+    assert [line.split()[:2] for line in lines[head + 1 : head + 5]] == [
+        ["class_0", "2"], ["class_1", "2"], ["class_2", "1"], ["mean", "5"],
+    ]  # fmt: skip
+    train, val = (read_image_list(workspace / f"{split}.txt", data, split).builder
+                  for split in ("train", "val"))  # fmt: skip
+    assert sorted([*train.relative_paths(), *val.relative_paths()]) == sorted(
+        str(path.relative_to(data)).encode() for path in data.rglob("*.jpg")
+    )
+    state = checkpoint(workspace / "checkpoint.pth.tar")
+    assert state["config"]["freeze"] == "none" and state["classes"][2] == "class_2"
+
+    nowhere["WEIGHTS"] = str(workspace / "model_best.pth.tar")
+    done = subprocess.run([*map(str, script)], env=nowhere, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tuned = checkpoint(tmp_path / "run-2" / "checkpoint.pth.tar")
+    assert tuned["config"]["freeze"] == "backbone"
+    before, after = (one["state_dict"]["conv1.weight"] for one in (
+        checkpoint(workspace / "model_best.pth.tar"), tuned))  # fmt: skip
+    assert torch.equal(before, after), "two epochs, in which the backbone stays"
+
+    image = next((data / "class_1").iterdir())
+    command = [sys.executable, ROOT / "classify.py", "--checkpoint",
+               tmp_path / "run-2" / "model_best.pth.tar", image]  # fmt: skip
+    told = subprocess.run([*map(str, command)], env=environment(), capture_output=True, text=True)
+    assert told.returncode == 0 and "class_" in told.stdout, told.stderr

@@ -84,7 +84,7 @@ HOSTILE: dict[str, list[Any]] = {
     "model_options": [
         None, ["dropout"], {"depth": 3}, {"num_classes": 2}, {"dropout": 1}, {"dropout": math.nan},
         {"conv_init": "zeros"}, {"zero_init_last_bn": "yes"}, {"fused_se": True},
-        *({"channels": bad} for bad in ([64], {"stem": 64}, {"stem": [0]}, {"stem": ["64"]})),
+        *({"channels": bad} for bad in (64, [0] * 9, ["64"] * 9, [True] * 9)),
     ],
     "counters": [{}, None, 3, {"step": 3}, COUNTERS | {"step": -1}, COUNTERS | {"step": 1.5}],
     "state_dict": [
@@ -173,7 +173,7 @@ def test_optimizer_state_is_whole_or_refused(tmp_path: Path, name: str, momentum
 def test_the_models_options_are_those_of_the_network() -> None:
     se = {"fused_se": True, "se_as_conv": True}
     good = {"conv_init": "fan_in", "zero_init_last_bn": True, "dropout": 0.5}
-    pruned = {"channels": {"stem": [8], "widths": [8] * 4, "out_channels": [16] * 4}}
+    pruned = {"channels": [8] * 5 + [16] * 4}
     for network, names, others in (
         (ResNet, set(good | pruned), {"variant", "num_classes", "se_options"}),
         (SEBottleneck, set(se), {"in_channels", "width", "out_channels", "stride", "groups"}),
@@ -199,7 +199,9 @@ ELSEWHERE = {
     "pretrained_weights", "jit", "device", "gpu_id", "pyamp", "cnmix", "opt_level", "fp16",
     "memory_format", "deterministic", "gpu_affinity", "dist_backend", "world_size", "addr",
     "run_epochs", "on_divergence", "early_stopping_patience", "seeds", "optimizer", "check",
-    "recipe", "list_recipes", "class_report", "doctor", "evaluate",
+    "recipe", "list_recipes", "pretrained",
+    "pretrained_optional", "weights_dir", "weights_version", "min_matched", "class_report",
+    "doctor", "evaluate",
     "training_only", "topk", "workspace", "run_name", "resume",
     "save_checkpoints", "checkpoint_filename", "gather_checkpoints", "checkpoint_interval",
     "raport_file", "print_freq", "tensorboard",

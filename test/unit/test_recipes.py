@@ -46,7 +46,7 @@ def test_every_recipe_is_a_command_line_without_problems(name: str) -> None:
     args, notes = main.parse_args(["DIR", "--recipe", name])
     assert not notes
     options = BOOK.find(name).options
-    assert args.arch == options["arch"] and name.startswith(("template", args.arch))
+    assert args.arch == options["arch"] and name.startswith(("template", "finetune", args.arch))
     assert args.lr == float(options["lr"]) > 0
     assert args.amp == name.endswith("-amp") and bool(args.tf32) == name.endswith("-tf32")
 
