@@ -264,7 +264,7 @@ def load_pretrained(
     Raises:
         CheckpointError: the file cannot be read, or does not fit the model.
     """
-    state, row, source = load_weight_file(path, ema=ema)
+    state, row, source, _ = load_weight_file(path, ema=ema)
     return load_weights(
         model, state, source, row, replace_head=replace_head, min_matched=min_matched
     )
