@@ -232,7 +232,7 @@ def channels_of(model: ResNet) -> list[int]:
 def _narrowed(variant: Variant, channels: Sequence[int]) -> tuple[Variant, int]:
     """The variant with what is left of its channels, and those of the stem."""
     most = [_STEM, *variant.widths, *variant.out_channels]
-    fits = len(channels) == len(most) and all(
+    fits = isinstance(channels, list | tuple) and len(channels) == len(most) and all(
         type(number) is int and 1 <= number <= limit
         for number, limit in zip(channels, most, strict=True)
     )
