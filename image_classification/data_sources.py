@@ -92,9 +92,7 @@ def load(
         return small_images.load_cifar_splits(files, train=train, val=val, num_classes=num_classes)
     folder = Path(data) if sample is None else prepare_sample(*sample)
     if val and val_share is not None and folder.is_dir() and not has_split(folder, "val"):
-        splits = make_splits(
-            folder, val_share, train=train, layout=layout, num_classes=num_classes
-        )
+        splits = make_splits(folder, val_share, train=train, layout=layout, num_classes=num_classes)
     else:
         splits = load_splits(folder, train=train, val=val, layout=layout, num_classes=num_classes)
     if splits.train is not None:

@@ -232,9 +232,13 @@ def channels_of(model: ResNet) -> list[int]:
 def _narrowed(variant: Variant, channels: Sequence[int]) -> tuple[Variant, int]:
     """The variant with what is left of its channels, and those of the stem."""
     most = [_STEM, *variant.widths, *variant.out_channels]
-    fits = isinstance(channels, list | tuple) and len(channels) == len(most) and all(
-        type(number) is int and 1 <= number <= limit
-        for number, limit in zip(channels, most, strict=True)
+    fits = (
+        isinstance(channels, list | tuple)
+        and len(channels) == len(most)
+        and all(
+            type(number) is int and 1 <= number <= limit
+            for number, limit in zip(channels, most, strict=True)
+        )
     )
     if not fits or variant.groups > 1:
         raise UsageError(
