@@ -219,7 +219,8 @@ def load_classifier(
     """Load a trained classifier from one file.
 
     Args:
-        path: a checkpoint of this package, or bare weights, which need `arch`.
+        path: a checkpoint of this package, what export.py made of it as safetensors, or bare
+            weights, which need `arch`.
         device: "auto", "gpu" or a type of the device table.
         precision: "fp32"; "amp", mixed precision as the device supports it; "fp16", half
             precision weights.
