@@ -79,6 +79,10 @@ def convert(checkpoint_path: str, weight_path: str, ema: bool) -> str:
             f"classify.py --weights {weight_path} --arch {arch} "
             f"--image-size {preset['image_size']} --val-resize {preset['resize_size']}"
         )
+        options = details.get("model_options")
+        epsilon = options.get("bn_epsilon") if isinstance(options, dict) else None
+        if isinstance(epsilon, float):
+            lines[-1] += f" --bn-epsilon {epsilon:g}"
     return "\n".join(lines)
 
 

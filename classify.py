@@ -23,6 +23,7 @@ from image_classification.atomic_file import atomic_file
 from image_classification.device import DEVICE_TYPES, import_torch_or_explain
 from image_classification.errors import DataError, UsageError, UserError, tell
 from image_classification.option_parser import OptionParser
+from image_classification.option_types import POSITIVE
 from models import find_arch, model_names
 
 if TYPE_CHECKING:
@@ -79,6 +80,13 @@ def build_parser() -> OptionParser:
         metavar="PIXELS",
         help="short side before the central crop (default: the checkpoint's, else 32 more than the "
         "input size)",
+    )
+    add(
+        "--bn-epsilon",
+        "--bn_epsilon",
+        type=POSITIVE,
+        metavar="E",
+        help="BatchNorm's epsilon of --weights (default: what the file tells, else the network's)",
     )
     add(
         "--ema",
@@ -249,7 +257,7 @@ def run(args: argparse.Namespace) -> None:
     classifier = load_classifier(
         args.checkpoint or args.weights, args.device, args.precision.lower(),
         ema=args.ema, arch=args.arch, image_size=args.image_size, val_resize=args.val_resize,
-        class_names=class_names,
+        class_names=class_names, bn_epsilon=args.bn_epsilon,
     )  # fmt: skip
     for note in classifier.notes:
         print(note, file=sys.stderr)

@@ -41,7 +41,7 @@ def build_parser() -> OptionParser:
     add("--ema", action=argparse.BooleanOptionalAction,
         help="take the averaged weights, or not (default: where the checkpoint has them)")
     add("--bn-epsilon", type=kind.POSITIVE, metavar="E",
-        help="of an EfficientNet whose file does not tell it")
+        help="BatchNorm's epsilon, where the file does not tell it")
     add("--image-size", type=kind.COUNT, metavar="PIXELS",
         help="input size (default: the checkpoint's, else the network's)")
     add("--batch", type=kind.COUNT, metavar="N",

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from image_classification import affinity, recipes
 from image_classification import option_types as kind
+from image_classification import presets as preparation
 from image_classification import run_files as names
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.errors import UsageError, UserError, tell
@@ -37,7 +38,6 @@ from models import find_arch, model_names
 if TYPE_CHECKING:
     import torch
 
-    from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
     from image_classification.checkpoint_files import CheckpointFiles
     from image_classification.dataloaders import Loader
     from image_classification.datasets import Splits
@@ -127,12 +127,21 @@ def _add_augmentation_options(group: argparse._ArgumentGroup) -> None:
         type=kind.CHANCE, help="area of training crops as a share of the image (default: 0.08 1)")
     add("--hflip", type=kind.SHARE, default=0.5, metavar="P",
         help="probability of a horizontal flip in training (default: 0.5)")
-    add("--augmentation", default="none", type=str.lower, choices=["none", "autoaugment"],
-        help="further policy for training images (needs torchvision)")
+    add("--augmentation", default="none", type=str.lower, metavar="NAME",
+        choices=["none", *preparation.POLICIES],
+        help=f"policy for training images: {', '.join(preparation.POLICIES)} (needs torchvision)")
+    add("--randaugment", type=kind.INDEX, nargs=2, default=[2, 9], metavar=("N", "M"),
+        help="--augmentation randaugment: operations per image, and strength 0..30 (default: 2 9)")
+    add("--random-erasing", type=kind.SHARE, default=0.0, metavar="P",
+        help="probability that a rectangle of a training image is set to the mean (default: 0)")
+    add("--progressive-resize", type=kind.COUNT, metavar="PX",
+        help="training images grow from PX in the first epoch to --image-size in the last")
     add("--cutout", type=kind.INDEX, default=0, metavar="PX",
         help="small images in memory: side of a square set to the mean colour (default: 0, none)")
     add("--mixup", type=kind.AMOUNT, default=0.0, metavar="ALPHA",
         help="MixUp with Beta(alpha, alpha); 0 is off (default: 0)")
+    add("--cutmix", type=kind.AMOUNT, default=0.0, metavar="ALPHA",
+        help="CutMix with Beta(alpha, alpha); with --mixup a step draws either (default: 0)")
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
@@ -457,7 +466,13 @@ def _rules_of_the_run(args: argparse.Namespace) -> list[tuple[Any, str]]:
 
 
 def _rules_of_training(args: argparse.Namespace) -> list[tuple[Any, str]]:
+    (number, strength), most, strongest = (
+        args.randaugment, preparation.MOST_OPERATIONS, preparation.STRONGEST)
     return [
+        (not 1 <= number <= most or strength > strongest,
+         f"--randaugment {number} {strength}: needs 1..{most} operations of 0..{strongest}"),
+        (args.randaugment != [2, 9] and args.augmentation != "randaugment",
+         "--randaugment is for --augmentation randaugment"),
         (args.nesterov and args.optimizer != "sgd", "--nesterov is for --optimizer sgd"),
         (args.nesterov and args.momentum == 0, "--nesterov needs --momentum above 0"),
         (args.on_divergence == "rollback" and not args.save_checkpoints,
@@ -546,6 +561,10 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
                          "--image-size, --val-resize and --crop-scale out")
     if args.survival_prob is not None and arch.family != "efficientnet":
         raise UsageError(f"--survival-prob is for EfficientNet, the network is {args.arch}")
+    start, step = args.progressive_resize or 0, preparation.SIZE_STEP
+    if start > args.image_size or start % step:
+        raise UsageError(f"--progressive-resize {start}: needs a multiple of {step} up to image "
+                         f"size {args.image_size}")
     if args.cutout >= args.image_size:
         raise UsageError(f"--cutout {args.cutout} would cover the whole image of {args.image_size} "
                          "pixels: use less")
@@ -566,16 +585,25 @@ def policy(args: argparse.Namespace) -> str | None:
     return None if args.augmentation == "none" else args.augmentation
 
 
-def presets(args: argparse.Namespace) -> tuple[TrainPreset | ShiftPreset, EvalPreset]:
-    """How training and validation images are cropped and resized."""
-    from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
-
-    train: TrainPreset | ShiftPreset = TrainPreset(
-        args.image_size, tuple(args.crop_scale), flip=args.hflip,
-        interpolation=args.interpolation, policy=policy(args))
+def presets(
+    args: argparse.Namespace
+) -> tuple[preparation.TrainPreset | preparation.ShiftPreset, preparation.EvalPreset]:
+    """How training and validation images are prepared."""
+    train: preparation.TrainPreset | preparation.ShiftPreset
+    number, strength = args.randaugment
+    extra: dict[str, Any] = {
+        "policy": policy(args), "policy_operations": number, "policy_magnitude": strength,
+        "erasing": args.random_erasing}
     if args.data_backend == "resident":
-        train = ShiftPreset(args.image_size, args.image_size // 8, args.hflip, args.cutout)
-    return train, EvalPreset(args.image_size, args.val_resize, args.interpolation)
+        train = preparation.ShiftPreset(
+            args.image_size, args.image_size // 8, args.hflip, args.cutout, **extra)
+    else:
+        start = args.progressive_resize or 0
+        train = preparation.TrainPreset(
+            args.image_size, tuple(args.crop_scale), flip=args.hflip,
+            interpolation=args.interpolation, start_size=start,
+            growth_epochs=args.epochs if start else 0, **extra)
+    return train, preparation.EvalPreset(args.image_size, args.val_resize, args.interpolation)
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -647,16 +675,14 @@ def run_seed(
     import torch
 
     from image_classification import distributed
-    from image_classification.confusion import class_report
     from image_classification.environment import describe
     from image_classification.metric_names import headline
-    from image_classification.report.run_log import read_answers
+    from image_classification.report.run_log import class_table
     from image_classification.validation import Validator
     from image_classification.workspace import tidy
 
-    started = time.perf_counter()
-    state, precision = open_run(
-        argparse.Namespace(**vars(args)), launch, device, seed, interruption)
+    started, own = time.perf_counter(), argparse.Namespace(**vars(args))
+    state, precision = open_run(own, launch, device, seed, interruption)
     args, logger = state.args, state.logger
     with tidy(state.workspace, run_files(args), args.check), logger, ExitStack() as cleanup:
         # ---- data and model
@@ -694,9 +720,9 @@ def run_seed(
             best, row = build_epochs(state, trainer, validator, loaders, splits).run()
             logger.summary({"run.top1_best": best, "run.duration": time.perf_counter() - started})
         # ---- report
-        file = names.EVALUATION_NAME if args.evaluate else names.CONFUSION_NAME
-        if args.class_report and launch.primary and (found := read_answers(state.workspace / file)):
-            print(class_report(found.confusion, found.classes))
+        answers = names.EVALUATION_NAME if args.evaluate else names.CONFUSION_NAME
+        if args.class_report and launch.primary:
+            print(class_table(state.workspace / answers))
         what, seconds = "evaluated" if args.evaluate else "finished", time.perf_counter() - started
         logger.message(f"{what}: {headline(row, best)}{seconds:.1f} s, files in {state.workspace}")
         logger.message("Experiment ended")
@@ -788,6 +814,8 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
     args.data_backend, note = dataloaders.choose_backend(
         args.data_backend, policy(args),
         state.device.type, in_memory=splits.in_memory, cutout=args.cutout)
+    if args.progressive_resize and args.data_backend == "resident":
+        raise UsageError("--progressive-resize: images in memory have one size; leave it out")
     if args.workers is None:
         args.workers = 5 if args.data_backend == "pytorch" else affinity.default_threads(
             args.gpu_affinity, launch.local_world_size, computes=not state.device.is_accelerator)
@@ -886,7 +914,8 @@ def build_trainer(
         scaler=device.grad_scaler(state.amp_dtype, args.static_loss_scale,
                                   args.dynamic_loss_scale or args.static_loss_scale is None),
         num_batches=steps * accumulation, accumulation_steps=accumulation,
-        clip_grad_norm=args.clip_grad_norm, mixup_alpha=args.mixup, freeze_bn=args.freeze_bn,
+        clip_grad_norm=args.clip_grad_norm, mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix, freeze_bn=args.freeze_bn,
         freezing=Freezing(model, args.freeze, args.unfreeze_after),
         ema=None if args.use_ema is None else ModelEma(model, args.use_ema),
         seed=state.seed, rank=launch.rank, world_size=launch.world_size,

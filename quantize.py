@@ -46,7 +46,7 @@ def build_parser() -> OptionParser:
     add("--ema", action=argparse.BooleanOptionalAction,
         help="take the averaged weights, or not (default: where the checkpoint has them)")
     add("--bn-epsilon", type=kind.POSITIVE, metavar="E",
-        help="of an EfficientNet whose file does not tell it")
+        help="BatchNorm's epsilon, where the file does not tell it")
     add("--images", type=kind.COUNT, default=512, metavar="N",
         help="training images, evenly spread, that show the ranges of the activations "
         "(default: 512)")

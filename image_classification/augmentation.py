@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""The draws: sample order, crop boxes and flips, computed here and nowhere else.
+"""The draws: sample order, crops, flips, policies, erasing; computed here and nowhere else.
 
 Every draw is a pure function of (seed, epoch, sample index, draw number): a counter-based hash,
 vectorised with numpy. Nothing depends on the number of workers, threads or processes, on what was
@@ -10,30 +10,31 @@ drawn before, or on the library that decodes the image, so each backend is hande
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from image_classification.presets import EvalPreset, ShiftPreset, TrainPreset
+
+__all__ = ["EvalPreset", "ShiftPreset", "TrainPreset"]  # most callers need a preset, too
+
 # Mean and standard deviation of the ImageNet training set per channel (R, G, B), in 0..255 units.
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
-INTERPOLATIONS = ("bilinear", "bicubic", "triangular")
-POLICIES = ("autoaugment",)
-
 CROP_ATTEMPTS = 10
-# What a file may ask for: no network sees images of that size, and memory is not endless.
-_MAX_SIDE = 1 << 14
-_SIZES = ("image_size", "resize_size", "padding")
+# Share of the image and height / width of an erased rectangle, as in torchvision.
+ERASED_SCALE = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
 
 # Each kind of draw has its own numbers. A crop attempt uses four: area, ratio, top, left.
 _DRAW_CROP = 0
 _DRAW_FLIP = 1000
-_DRAW_POLICY = 1001
 _DRAW_SHIFT = 1002  # two: down, right
 _DRAW_CUTOUT = 1004  # two: row, column
+_DRAW_POLICY = 1100  # one, and one for each operation
+_DRAW_ERASING = 1200  # one, and four for each attempt: area, ratio, top, left
 
 # First hashed value after the seed, so that orders, draws and labels never share a hash.
 _STREAM_ORDER = 1
@@ -208,19 +209,65 @@ def horizontal_flips(
     return uniform(seed, epoch, indices, _DRAW_FLIP) < probability
 
 
-def policy_seeds(seed: int, epoch: int, indices: ArrayLike) -> NDArray[np.int64]:
-    """Seeds for libraries that draw by themselves (torchvision's policies), one for each sample.
+def draw_policy(
+    choices: NDArray[np.int64], seed: int, epoch: int, indices: ArrayLike
+) -> NDArray[np.int64]:
+    """Which operations a policy applies to samples.
 
     Args:
+        choices: int64 [G, S, E], see `policies.Policy`: one of G rows is drawn for a sample, and
+            for each of its S steps one of the E numbers there.
         seed: Seed of the run.
         epoch: Epoch number, from 0.
         indices: int64 [N], sample indices.
 
     Returns:
-        int64 [N], 0 .. 2**63 - 1.
+        int64 [N, S], entries of `choices`.
     """
-    words = hash64(seed, _STREAM_SAMPLE, epoch, np.atleast_1d(indices), _DRAW_POLICY)
-    return (words >> np.uint64(1)).astype(np.int64)
+    rows, steps, entries = choices.shape
+    draws = _DRAW_POLICY + np.arange(1 + steps)
+    numbers = uniform(seed, epoch, np.atleast_1d(indices)[:, None], draws[None, :])
+    row = (numbers[:, :1] * rows).astype(np.int64)
+    return choices[row, np.arange(steps), (numbers[:, 1:] * entries).astype(np.int64)]
+
+
+def draw_erasing(
+    probability: float, image_size: int, seed: int, epoch: int, indices: ArrayLike
+) -> NDArray[np.int64]:
+    """The rectangles that random erasing covers, with the distribution of torchvision's.
+
+    Area and height / width are drawn like those of crops; after ten rectangles that do not fit
+    nothing is erased. (Zhong et al. 2017, "Random Erasing Data Augmentation".)
+
+    Args:
+        probability: Share of the samples, 0..1.
+        image_size: Side of the square images in pixels.
+        seed: Seed of the run.
+        epoch: Epoch number, from 0.
+        indices: int64 [N], sample indices.
+
+    Returns:
+        int64 [N, 4]: top, left, bottom, right in pixels; bottom and right are exclusive, all are 0
+        where nothing is erased.
+    """
+    indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
+    boxes = np.zeros((len(indices), 4), dtype=np.int64)
+    open_rows = np.flatnonzero(uniform(seed, epoch, indices, _DRAW_ERASING) < probability)
+    log_low, log_high = (math.log(ratio) for ratio in ERASED_RATIO)
+    for attempt in range(CROP_ATTEMPTS):
+        if not len(open_rows):
+            break
+        numbers = _DRAW_ERASING + 1 + 4 * attempt + np.arange(4)
+        area, ratio, top, left = uniform(seed, epoch, indices[open_rows], numbers[:, None])
+        area = image_size**2 * (ERASED_SCALE[0] + area * (ERASED_SCALE[1] - ERASED_SCALE[0]))
+        ratio = np.exp(log_low + ratio * (log_high - log_low))
+        sides = np.rint(np.sqrt(np.stack([area * ratio, area / ratio], axis=1))).astype(np.int64)
+        starts = np.stack([top, left], axis=1) * (image_size - sides + 1)
+        starts = np.floor(starts).astype(np.int64)
+        fits = (sides < image_size).all(axis=1)
+        boxes[open_rows[fits]] = np.concatenate([starts, starts + sides], axis=1)[fits]
+        open_rows = open_rows[~fits]
+    return boxes
 
 
 def center_crop_boxes(
@@ -256,127 +303,6 @@ def center_crop_boxes(
     boxes *= np.concatenate([source_per_pixel, source_per_pixel], axis=1)
     # Rounding must not push a box over the edge: resize functions refuse such boxes.
     return np.minimum(boxes, np.concatenate([sides, sides], axis=1))
-
-
-class _Preset:
-    """What both presets share: checks and the form in which checkpoints store them."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The preset as JSON types."""
-        values = asdict(self)  # type: ignore[call-overload]
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Any:
-        """The preset that `to_dict` described.
-
-        Raises:
-            ValueError: Unknown keys (they would change the preprocessing) or values out of range.
-        """
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{cls.__name__}: unknown keys {unknown}, known are {sorted(known)}")
-        preset = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        if max(values.get(name, 0) for name in _SIZES) > _MAX_SIDE:
-            raise ValueError(f"{cls.__name__}: more than {_MAX_SIDE} pixels")
-        return preset
-
-    def _check_size(self, name: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of pixels >= 1, received {value!r}")
-
-    def _check_choice(self, name: str, allowed: tuple[str | None, ...]) -> None:
-        value = getattr(self, name)
-        if value not in allowed:
-            choices = ", ".join(str(choice) for choice in allowed)
-            raise ValueError(f"{name} must be one of {choices}, received {value!r}")
-
-    def _check_range(self, name: str, low: float, high: float) -> None:
-        first, last = getattr(self, name)
-        if not low < first <= last <= high:
-            raise ValueError(
-                f"{name} must be two numbers above {low}, the larger one last and at most {high}, "
-                f"received {first}, {last}"
-            )
-
-
-@dataclass(frozen=True)
-class TrainPreset(_Preset):
-    """How training images are prepared: random crop, resize, flip, optional policy.
-
-    Attributes:
-        image_size: Side of the square output in pixels.
-        scale: Smallest and largest share of the image area that a crop covers.
-        ratio: Smallest and largest width / height of a crop.
-        flip: Probability of a horizontal flip, 0..1.
-        interpolation: Resize filter; all are antialiased, "triangular" is DALI's name of bilinear.
-        policy: None or "autoaugment" (Cubuk et al. 2018; needs torchvision).
-    """
-
-    image_size: int = 224
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    interpolation: str = "bilinear"
-    policy: str | None = None
-
-    def __post_init__(self) -> None:
-        self._check_size("image_size")
-        self._check_range("scale", 0.0, 1.0)
-        self._check_range("ratio", 0.0, math.inf)
-        self._check_choice("interpolation", INTERPOLATIONS)
-        self._check_choice("policy", (None, *POLICIES))
-        if not 0.0 <= self.flip <= 1.0:
-            raise ValueError(f"flip must be a probability from 0 to 1, received {self.flip}")
-
-
-@dataclass(frozen=True)
-class EvalPreset(_Preset):
-    """How validation images are prepared: resize of the short side, then a central crop.
-
-    Attributes:
-        image_size: Side of the square output in pixels.
-        resize_size: Short side in pixels before the crop; raised to `image_size` where smaller.
-        interpolation: Resize filter; all are antialiased, "triangular" is DALI's name of bilinear.
-    """
-
-    image_size: int = 224
-    resize_size: int = 256
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        self._check_size("image_size")
-        self._check_size("resize_size")
-        self._check_choice("interpolation", INTERPOLATIONS)
-
-
-@dataclass(frozen=True)
-class ShiftPreset(_Preset):
-    """How small training images are prepared: shifted, with black where nothing is, and flipped.
-
-    A random crop of the image padded on all sides (He et al. 2015, section 4.2).
-
-    Attributes:
-        image_size: Side of the square images in pixels, in and out.
-        padding: Largest shift in pixels, each way.
-        flip: Probability of a horizontal flip, 0..1.
-        cutout: Side in pixels of a square that is set to the mean (DeVries and Taylor 2017); its
-            centre is anywhere in the image. 0: none.
-    """
-
-    image_size: int = 32
-    padding: int = 4
-    flip: float = 0.5
-    cutout: int = 0
-
-    def __post_init__(self) -> None:
-        self._check_size("image_size")
-        if self.padding < 0 or self.cutout < 0 or not 0.0 <= self.flip <= 1.0:
-            raise ValueError(
-                "padding and cutout must be at least 0, and flip a probability from 0 to 1; "
-                f"received {self.padding}, {self.cutout}, {self.flip}"
-            )
 
 
 def draw_shifts(

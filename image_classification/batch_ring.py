@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -19,7 +20,7 @@ from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.bad_images import BadImages
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.data_index import ImageIndex
-from image_classification.device_feed import Batch, DeviceFeeder
+from image_classification.device_feed import Batch, DeviceFeeder, FeedBatch
 from image_classification.sample_reader import SampleReader
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ class Slot:
     """Memory of one batch.
 
     Attributes:
-        images: uint8 [B, H, W, 3].
+        memory: uint8, contiguous, room for the largest images.
+        images: uint8 [B, H, W, 3], a part of `memory`.
         targets: int64 [B] in pinned memory; None where the device cannot pin.
         copied: The event after which the device does not read it any more; None: it does not.
     """
 
+    memory: torch.Tensor
     images: torch.Tensor
     targets: torch.Tensor | None
     copied: Any | None = None
@@ -49,7 +52,7 @@ class BatchRing:
 
     Args:
         batch_size: Images of a batch, at most.
-        image_size: Side of the images in pixels.
+        image_size: Largest side of the images in pixels.
         device: Where the batches go.
         on_device: The images lie on the device itself.
     """
@@ -63,25 +66,25 @@ class BatchRing:
         self._free: deque[Slot] = deque()
         self._handed_out: deque[Slot] = deque()
 
-    def take(self) -> Slot:
-        """A slot that nobody reads or writes."""
-        if not self._free:
-            return self._make()
-        slot = self._free.popleft()
+    def take(self, side: int) -> Slot:
+        """A slot that nobody reads or writes, for images of this side in pixels."""
+        slot = self._free.popleft() if self._free else self._make()
         if slot.copied is not None:
             slot.copied.synchronize()
             slot.copied = None
+        shape = (self._shape[0], side, side, 3)
+        slot.images = slot.memory.view(-1)[: math.prod(shape)].view(shape)
         return slot
 
     def _make(self) -> Slot:
         place = self._device.torch_device if self._on_device else "cpu"
-        images = torch.empty(self._shape, dtype=torch.uint8, device=place)
+        memory = torch.empty(self._shape, dtype=torch.uint8, device=place)
         if not self._device.can_pin_memory:
-            return Slot(images, None)
+            return Slot(memory, memory, None)
         targets = torch.empty(self._shape[0], dtype=torch.int64)
         if not self._on_device:
-            images = self._device.pin_memory(images)
-        return Slot(images, self._device.pin_memory(targets))
+            memory = self._device.pin_memory(memory)
+        return Slot(memory, memory, self._device.pin_memory(targets))
 
     def target(self, slot: Slot, labels: NDArray[np.int64]) -> torch.Tensor:
         """The labels as int64 [N], in the slot where that is pinned."""
@@ -110,7 +113,7 @@ class RingLoader(ScheduledLoader, ABC):
 
     Args:
         index: The images.
-        preset: How they are prepared; without a policy.
+        preset: How they are prepared.
         schedule: Which of them this rank gets, and in which order.
         feeder: Copies to the device and normalises.
         device: The device.
@@ -147,7 +150,7 @@ class RingLoader(ScheduledLoader, ABC):
         yield from self._feeder(self._until_closed(), self._ring.copied)
         self._schedule.advance()
 
-    def _until_closed(self) -> Iterator[Batch]:
+    def _until_closed(self) -> Iterator[FeedBatch]:
         with contextlib.closing(self._batches()) as batches:
             while True:
                 if self._closed:
@@ -157,5 +160,5 @@ class RingLoader(ScheduledLoader, ABC):
                 yield batch
 
     @abstractmethod
-    def _batches(self) -> Generator[Batch, None, None]:
+    def _batches(self) -> Generator[FeedBatch, None, None]:
         """Yield the rest of the epoch in buffers of the ring."""

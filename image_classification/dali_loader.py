@@ -26,7 +26,7 @@ from PIL import Image
 from image_classification.augmentation import EvalPreset, TrainPreset, draw_crops
 from image_classification.batch_ring import RingLoader
 from image_classification.data_index import ImageIndex
-from image_classification.device_feed import Batch
+from image_classification.device_feed import FeedBatch
 from image_classification.errors import ImageError, UsageError
 from image_classification.image_reading import file_content, open_image
 
@@ -42,7 +42,7 @@ class DaliLoader(RingLoader):
 
     Args:
         index: The images.
-        preset: How they are prepared; without a policy.
+        preset: How they are prepared.
         threads: Threads that read, and threads of DALI; 0 takes one.
         prefetch: Batches that DALI decodes ahead of the consumer, >= 1.
         device: The device.
@@ -82,7 +82,7 @@ class DaliLoader(RingLoader):
         self._closed = True
         self._pool.shutdown(cancel_futures=True)
 
-    def _batches(self) -> Generator[Batch, None, None]:
+    def _batches(self) -> Generator[FeedBatch, None, None]:
         requests = iter(self._schedule)
         reading: deque[_Work] = deque()
         decoding: deque[_Work] = deque()
@@ -134,7 +134,8 @@ class DaliLoader(RingLoader):
             prefetch_queue_depth=self._prefetch,
         )
         with pipeline:
-            pipeline.set_outputs(decode_graph(next_batch, self._preset, self._on_gpu))
+            preset = self._preset.at(self._schedule.epoch)
+            pipeline.set_outputs(decode_graph(next_batch, preset, self._on_gpu))
         pipeline.build()
         return pipeline
 
@@ -166,10 +167,10 @@ class DaliLoader(RingLoader):
             list(np.ascontiguousarray(ends, dtype=kind)),
         )
 
-    def _finish(self, work: _Work, found: Any | None) -> Batch:
+    def _finish(self, work: _Work, found: Any | None) -> FeedBatch:
         """Bring a batch into its slot; without `found` all of it is read by Pillow."""
         size = len(work.indices)
-        slot = self._ring.take()
+        slot = self._ring.take(self._preset.at(work.epoch).image_size)
         images = slot.images[:size]
         indices = work.indices.copy()
         places: Any = work.python if found is not None else range(size)
@@ -191,7 +192,7 @@ class DaliLoader(RingLoader):
                 written.synchronize()
         target = self._ring.target(slot, self._index.labels[indices])
         self._ring.hand_out(slot)
-        return images, target
+        return images, target, self._feeder.plan(work.epoch, indices)
 
 
 class _File(NamedTuple):

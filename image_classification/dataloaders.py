@@ -12,12 +12,14 @@ import torch
 
 from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
 from image_classification.bad_images import BadImages
+from image_classification.batch_augmentation import create_augmentation
 from image_classification.batch_schedule import BatchSchedule
 from image_classification.data_index import ImageIndex
 from image_classification.datasets import Splits
 from image_classification.device_feed import Batch, DeviceFeeder
 from image_classification.errors import UsageError
 from image_classification.pixel_index import PixelIndex
+from image_classification.policies import require_torchvision
 from image_classification.pytorch_loader import PytorchLoader
 from image_classification.resident_loader import ResidentLoader
 from image_classification.synthetic_loader import SyntheticIndex, SyntheticLoader
@@ -87,7 +89,7 @@ def choose_backend(
 
     Args:
         wanted: "auto" or one of BACKENDS.
-        policy: The augmentation policy, which only worker processes apply.
+        policy: The augmentation policy: it needs torchvision, whatever the backend.
         device_type: The kind of device.
         in_memory: The images are in memory already.
         cutout: Side of the cutout, which only the resident backend applies.
@@ -98,8 +100,10 @@ def choose_backend(
     Raises:
         UsageError: The backend is not built or installed, or cannot do what is asked for.
     """
+    if policy is not None:
+        require_torchvision(policy)
     if in_memory and wanted != "synthetic":
-        return _check_resident(wanted, policy), None
+        return _check_resident(wanted), None
     if wanted == "resident" or cutout:
         raise UsageError(
             f"{'--cutout' if cutout else '--data-backend resident'} needs images in memory: CIFAR, "
@@ -107,35 +111,30 @@ def choose_backend(
         )
     if wanted in ("pytorch", "synthetic"):
         return wanted, None
-    if policy is not None:
-        problem = f"--augmentation {policy} runs in the worker processes of --data-backend pytorch"
-    elif wanted.startswith("dali"):
+    if wanted.startswith("dali"):
         from image_classification.dali_loader import require_dali
 
         require_dali(wanted == "dali-gpu", device_type)
         return wanted, None
-    else:
-        from image_classification.fast_loader.native import load_core
+    from image_classification.fast_loader.native import load_core
 
-        if load_core() is not None:
-            return "fast", None
-        problem = (
-            "the fast data loader is not built: python -m image_classification.fast_loader.build "
-            "(needs a C++ compiler)"
-        )
+    if load_core() is not None:
+        return "fast", None
+    problem = (
+        "the fast data loader is not built: python -m image_classification.fast_loader.build "
+        "(needs a C++ compiler)"
+    )
     if wanted != "auto":
         raise UsageError(problem)
     return "pytorch", f"{problem}; pytorch reads the images"
 
 
-def _check_resident(wanted: str, policy: str | None) -> str:
-    """"resident", if nothing is asked for that it cannot do."""
+def _check_resident(wanted: str) -> str:
+    """ "resident", if nothing is asked for that it cannot do."""
     if wanted not in ("auto", "resident"):
         raise UsageError(
             f"--data-backend {wanted} reads image files, and these are in memory: leave it out"
         )
-    if policy is not None:
-        raise UsageError(f"--augmentation {policy} is for image files, not for images in memory")
     return "resident"
 
 
@@ -190,19 +189,19 @@ def create_loader(
         len(index), batch_size=batch_size, rank=rank, world_size=world_size,
         global_batch=global_batch, seed=seed, training=training,
     )  # fmt: skip
-    feeder = DeviceFeeder(device, dtype=dtype, memory_format=memory_format)
+    augmentation = create_augmentation(preset, seed, device)
+    feeder = DeviceFeeder(device, augmentation, dtype=dtype, memory_format=memory_format)
+    common: Any = {"schedule": schedule, "feeder": feeder, "device": device}
     if backend == "synthetic":
-        synthetic = SyntheticIndex(len(index), len(index.classes))
-        return SyntheticLoader(synthetic, preset, schedule=schedule, feeder=feeder)
+        return SyntheticLoader(SyntheticIndex(len(index), len(index.classes)), preset, **common)
     if backend == "resident":
         if not isinstance(index, PixelIndex) or isinstance(preset, TrainPreset):
             raise ValueError("the backend 'resident' needs a PixelIndex and a preset for it")
-        return ResidentLoader(index, preset, schedule=schedule, feeder=feeder, device=device)
+        return ResidentLoader(index, preset, **common)
     if not isinstance(index, ImageIndex) or isinstance(preset, ShiftPreset):
         raise ValueError(f"the backend {backend!r} reads files: it needs an ImageIndex")
     bad = bad or BadImages(len(index), tolerated=training, seed=seed)
-    common: Any = {"schedule": schedule, "feeder": feeder, "device": device, "bad": bad,
-                   "prefetch": prefetch}  # fmt: skip
+    common |= {"bad": bad, "prefetch": prefetch}
     if backend == "pytorch":
         return PytorchLoader(index, preset, workers=workers, world_size=world_size, **common)
     return _threaded_loader(backend)(index, preset, threads=workers, **common)

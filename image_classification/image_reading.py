@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import sys
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from PIL import Image, UnidentifiedImageError
 from image_classification.augmentation import EvalPreset, TrainPreset, center_crop_boxes
 from image_classification.data_index import printable
 from image_classification.errors import ImageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # As in fast_loader/csrc/image_file.h; no photograph comes near.
 _MAX_FILE_BYTES = 1 << 28
@@ -198,7 +195,6 @@ def train_pixels(
     box: tuple[int, int, int, int],
     flip: bool,
     preset: TrainPreset,
-    policy: Callable[[Any], Any] | None = None,
 ) -> NDArray[np.uint8]:
     """Crop, resize and flip a training image; equal to torchvision's `resized_crop` and `hflip`.
 
@@ -207,7 +203,6 @@ def train_pixels(
         box: left, top, right, bottom in whole pixels.
         flip: Mirror left to right.
         preset: Size and filter.
-        policy: Applied to the finished PIL image.
 
     Returns:
         uint8 [image_size, image_size, 3].
@@ -217,8 +212,6 @@ def train_pixels(
     image = image.crop(box).resize(size, FILTERS[preset.interpolation])
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if policy is not None:
-        image = policy(image)
     return np.asarray(image)
 
 

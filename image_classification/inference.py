@@ -230,7 +230,7 @@ def load_classifier(
         image_size: side of the network's input in pixels, instead of the checkpoint's.
         val_resize: short side in pixels before the central crop, instead of the checkpoint's.
         class_names: by index, instead of the checkpoint's. Without either, the index as text.
-        bn_epsilon: of EfficientNet, instead of what the file tells of its training, if it does.
+        bn_epsilon: BatchNorm's, instead of what the file tells of its training, if it does.
 
     Returns:
         The classifier, ready to predict.

@@ -27,7 +27,6 @@ from image_classification.augmentation import (
     EvalPreset,
     TrainPreset,
     horizontal_flips,
-    policy_seeds,
     random_resized_crop_boxes,
 )
 from image_classification.errors import ImageError
@@ -39,7 +38,6 @@ from image_classification.image_reading import (
     train_pixels,
 )
 from image_classification.launcher import PR_SET_PDEATHSIG, prctl
-from image_classification.sample_reader import create_policy, seeded
 
 _OPEN_FILES = 16
 _WATCH_INTERVAL_S = 1.0
@@ -90,15 +88,16 @@ class BatchReader:
 
     def __getitem__(self, request: BatchRequest) -> HostBatch:
         """Read one micro-batch."""
-        size = self.preset.image_size
+        preset = self.preset.at(request.epoch)
+        size = preset.image_size
         images = torch.empty((len(request.indices), size, size, 3), dtype=torch.uint8)
         failures: list[tuple[int, str]] = []
-        if isinstance(self.preset, TrainPreset):
-            self._read_train(self.preset, request, images.numpy(), failures)
+        if isinstance(preset, TrainPreset):
+            self._read_train(preset, request, images.numpy(), failures)
         else:
             for place, path in enumerate(request.paths.split(b"\0")):
                 with _noting(failures, place):
-                    images.numpy()[place] = eval_pixels(read_image(path), self.preset)
+                    images.numpy()[place] = eval_pixels(read_image(path), preset)
         return HostBatch(images, torch.from_numpy(request.labels), failures)
 
     def _read_train(
@@ -110,8 +109,6 @@ class BatchReader:
     ) -> None:
         epoch, indices = request.epoch, request.indices
         flips = horizontal_flips(self.seed, epoch, indices, preset.flip)
-        seeds = policy_seeds(self.seed, epoch, indices)
-        policy = create_policy(preset)
         paths = request.paths.split(b"\0")
         # A few files at a time: boxes are much cheaper together, but need the sizes.
         for start in range(0, len(paths), _OPEN_FILES):
@@ -127,12 +124,9 @@ class BatchReader:
                     preset.scale, preset.ratio,
                 )  # fmt: skip
                 for (place, image), box in zip(opened.items(), boxes.tolist(), strict=True):
-                    one_policy = policy and seeded(policy, int(seeds[place]))
                     with _noting(failures, place):
                         rgb = decode_image(image, paths[place])
-                        images[place] = train_pixels(
-                            rgb, tuple(box), bool(flips[place]), preset, one_policy
-                        )
+                        images[place] = train_pixels(rgb, tuple(box), bool(flips[place]), preset)
                     image.close()  # frees the pixels
 
 

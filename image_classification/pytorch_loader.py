@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from image_classification.affinity import usable_cores
@@ -21,8 +23,8 @@ from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.bad_images import BadImages
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.data_index import ImageIndex, printable
-from image_classification.device_feed import Batch, DeviceFeeder
-from image_classification.errors import DataError, UsageError
+from image_classification.device_feed import Batch, DeviceFeeder, FeedBatch
+from image_classification.errors import DataError
 from image_classification.image_reading import unreadable
 from image_classification.loader_worker import BatchReader, BatchRequest, HostBatch, WorkerSetup
 from image_classification.sample_reader import SampleReader
@@ -56,7 +58,6 @@ class PytorchLoader(ScheduledLoader):
 
     Raises:
         DataError: Shared memory is too small for one batch per worker.
-        UsageError: The preset's policy needs torchvision and it cannot be imported.
     """
 
     def __init__(
@@ -77,9 +78,6 @@ class PytorchLoader(ScheduledLoader):
         self._feeder = feeder
         more = f"more worker processes than {workers}, up to {usable_cores()} (-j)"
         self.waiting_advice = f"take --data-backend fast, or {more}"
-        if isinstance(preset, TrainPreset) and preset.policy is not None:
-            require_torchvision(preset.policy)
-            self.waiting_advice = f"give it {more}"
         self._index = index
         self._reader = SampleReader(index, preset, schedule.seed)
         self._requests = _Requests(index, schedule)
@@ -123,24 +121,25 @@ class PytorchLoader(ScheduledLoader):
         if iterator is not None:
             iterator._shutdown_workers()
 
-    def _host_batches(self) -> Iterator[Batch]:
+    def _host_batches(self) -> Iterator[FeedBatch]:
         if self._loader is None:
             raise RuntimeError("this loader is closed")
         batches = _PatientIterator(self._loader, self._requests)
         while (item := next(batches, None)) is not None:
             request, batch = item
-            if batch.failures:
-                self._replace(request, batch)
-            yield batch.images, batch.target
+            shown = self._replace(request, batch) if batch.failures else request.indices
+            yield batch.images, batch.target, self._feeder.plan(request.epoch, shown)
 
-    def _replace(self, request: BatchRequest, batch: HostBatch) -> None:
-        """Put other images in the place of those that cannot be read."""
-        images = batch.images.numpy()
+    def _replace(self, request: BatchRequest, batch: HostBatch) -> NDArray[np.int64]:
+        """Put other images in the place of those that cannot be read; returns what is shown."""
+        images, shown = batch.images.numpy(), request.indices.copy()
         for place, reason in batch.failures:
             index = int(request.indices[place])
             error = unreadable(self._index.path(index), None, reason)
             other = self.bad.replace(request.epoch, index, images[place], self._reader, error)
             batch.target[place] = int(self._index.labels[other])
+            shown[place] = other
+        return shown
 
 
 class _PatientIterator:
@@ -308,18 +307,3 @@ def shared_memory_free() -> int | None:
     except OSError:
         return None
     return status.f_bavail * status.f_frsize
-
-
-def require_torchvision(policy: str) -> None:
-    """Check that torchvision can be imported.
-
-    Raises:
-        UsageError: It cannot; the message names the install command.
-    """
-    try:
-        import torchvision.transforms  # noqa: F401
-    except (ImportError, RuntimeError) as error:
-        raise UsageError(
-            f"--augmentation {policy} needs torchvision, which cannot be imported ({error}); "
-            "install the version that belongs to your torch: pip install torchvision"
-        ) from error

@@ -21,6 +21,7 @@ from image_classification.augmentation import (
     ShiftPreset,
     draw_shifts,
 )
+from image_classification.batch_augmentation import Plan
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
 from image_classification.device_feed import Batch, DeviceFeeder
 from image_classification.fast_loader.native import MAX_SMALL_SIDE, load_core, small_crops
@@ -40,7 +41,7 @@ class ResidentLoader(ScheduledLoader):
         index: The images.
         preset: ShiftPreset for training; an EvalPreset shows the images as they are.
         schedule: Which of them this rank gets, and in which order.
-        feeder: Copies to the device and normalises.
+        feeder: Copies to the device, augments and normalises.
         device: The device.
 
     Attributes:
@@ -68,6 +69,8 @@ class ResidentLoader(ScheduledLoader):
             preset = ShiftPreset(side, padding=0, flip=0.0)
         self._preset = preset
         self._feeder = feeder
+        augmentation = feeder.augmentation
+        self._cutout = 0 if augmentation and augmentation.cuts_out else preset.cutout
         self._padded_side = side + 2 * preset.padding
         pixels = _pad(index.images, preset.padding)
         memory = device.memory()
@@ -84,6 +87,7 @@ class ResidentLoader(ScheduledLoader):
         # On a CPU the compiled core does in one pass what takes several of torch's.
         small = self._padded_side <= MAX_SMALL_SIDE
         on_host = small and self._device.type == "cpu" and load_core() is not None
+        on_host &= augmentation is None and feeder.dtype == torch.float32
         self._small_crops = small_crops if on_host else None
         self._mean_pixel = int.from_bytes(bytes(self._mean.tolist()), "little")  # as in `_pad`
         self._grids = torch.stack([
@@ -94,18 +98,23 @@ class ResidentLoader(ScheduledLoader):
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the epoch; after its last batch the next epoch is the position."""
         if self._place == self._device:
-            for plan in self._plans():
-                yield self._images(plan), self._labels[plan[:, 0]]
+            for draws, plan in self._plans():
+                yield self._images(draws, plan), self._labels[draws[:, 0]]
         else:
-            crops = ((self._crops(plan), self._labels[plan[:, 0]]) for plan in self._plans())
-            yield from self._feeder(crops)
+            yield from self._feeder(
+                (self._crops(draws), self._labels[draws[:, 0]], plan)
+                for draws, plan in self._plans()
+            )
         self._schedule.advance()
 
     def close(self) -> None:
         """Nothing to stop."""
 
-    def _plans(self) -> Iterator[torch.Tensor]:
-        """What each batch shows, int64 [B, 6] where the images lie; drawn for the epoch at once."""
+    def _plans(self) -> Iterator[tuple[torch.Tensor, Plan | None]]:
+        """What each batch shows, int64 [B, 6] where the images lie, and what is done to it besides.
+
+        Shifts, flips and cutouts are drawn for the epoch at once.
+        """
         parts = list(self._schedule)
         if not parts:
             return
@@ -115,38 +124,39 @@ class ResidentLoader(ScheduledLoader):
         rows = torch.from_numpy(plan).to(self._place)
         start = 0
         for part in parts:
-            yield rows[start : start + len(part)]
+            augmented = self._feeder.plan(self._schedule.epoch, part)
+            yield rows[start : start + len(part)], augmented
             start += len(part)
 
-    def _images(self, plan: torch.Tensor) -> torch.Tensor:
-        """Normalised images of a part of the plan, on the device."""
+    def _images(self, draws: torch.Tensor, plan: Plan | None) -> torch.Tensor:
+        """Normalised images of a batch, on the device; see `_plans`."""
         feeder, side = self._feeder, self._preset.image_size
-        if self._small_crops is None or feeder.dtype != torch.float32:
-            return feeder.normalize(self._crops(plan))
+        if self._small_crops is None:
+            return feeder.normalize(self._crops(draws), plan)
         images = torch.empty(
-            (len(plan), 3, side, side), dtype=torch.float32, memory_format=feeder.memory_format
+            (len(draws), 3, side, side), dtype=torch.float32, memory_format=feeder.memory_format
         )
         self._small_crops(
-            self._pixels.view(-1, self._padded_side, self._padded_side).numpy(), plan.numpy(),
-            images.numpy(), cutout=self._preset.cutout, mean=self._mean_pixel,
+            self._pixels.view(-1, self._padded_side, self._padded_side).numpy(), draws.numpy(),
+            images.numpy(), cutout=self._cutout, mean=self._mean_pixel,
             scale=feeder.scale.flatten().numpy(), shift=feeder.shift.flatten().numpy(),
             threads=torch.get_num_threads(),
         )  # fmt: skip
         return images
 
-    def _crops(self, plan: torch.Tensor) -> torch.Tensor:
-        """The images of a part of the plan, int64 [B, 6], as uint8 [B, S, S, 3]."""
-        image, top, left, flip, row, column = plan.unbind(1)
+    def _crops(self, draws: torch.Tensor) -> torch.Tensor:
+        """The images of a batch, int64 [B, 6], as uint8 [B, S, S, 3]."""
+        image, top, left, flip, row, column = draws.unbind(1)
         first = (image * self._padded_side + top) * self._padded_side + left
         where = first[:, None, None] + self._grids[flip]
         crops = self._pixels[where].view(torch.uint8).unflatten(-1, (-1, 4))[..., :3]
-        return crops if self._preset.cutout == 0 else self._cut_out(crops, row, column)
+        return crops if self._cutout == 0 else self._cut_out(crops, row, column)
 
     def _cut_out(
         self, crops: torch.Tensor, row: torch.Tensor, column: torch.Tensor
     ) -> torch.Tensor:
         """The crops with a square of the mean colour; it may reach over the edge."""
-        side, size = self._preset.image_size, self._preset.cutout
+        side, size = self._preset.image_size, self._cutout
         places = torch.arange(side, device=crops.device)
         down, right = (
             (places >= centre[:, None] - size // 2) & (places < centre[:, None] + (size + 1) // 2)

@@ -63,7 +63,7 @@ def load_trained_network(
         image_size: side of the network's input in pixels, instead of the checkpoint's.
         val_resize: short side in pixels before the central crop, instead of the checkpoint's.
         class_names: by index, instead of the checkpoint's. Without either, the index as text.
-        bn_epsilon: of EfficientNet, instead of what the file tells of its training, if it does.
+        bn_epsilon: BatchNorm's, instead of what the file tells of its training, if it does.
 
     Raises:
         CheckpointError: unreadable or unsafe file, or one that does not fit.
@@ -78,7 +78,7 @@ def load_trained_network(
     arch = _choose_arch(saved.get("arch"), arch, name)
     options = saved.get("model_options") or {}
     epsilon = bn_epsilon or weights.bn_epsilon
-    if find_arch(arch).family == "efficientnet" and epsilon and isinstance(options, Mapping):
+    if epsilon and isinstance(options, Mapping):
         options = {**options, "bn_epsilon": epsilon}
     model, num_classes = _build(arch, options, weights.state, name)
     report = load_weights(model, weights.state, name, weights.format, min_matched=1.0)

@@ -21,7 +21,7 @@ from image_classification.ema import ModelEma
 from image_classification.errors import CheckpointError, UsageError
 from image_classification.freezing import Freezing
 from image_classification.metrics import Rates, Throughput
-from image_classification.mixup import draw_weight, mix_images, partner
+from image_classification.mixup import Mix, draw_cut, draw_weight, mix, partner
 from image_classification.optimizers import load_state_by_name, state_by_name
 from image_classification.running_sums import RunningSums, Sums
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # First values of hash64 streams that are not image augmentation.
 _STREAM_MIXUP = 0x6D69787570
+_STREAM_CUTMIX = 0x6375746D6978
+_STREAM_SWITCH = 0x737769746368
 _STREAM_DROPOUT = 0x64726F70
 
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd,)
@@ -84,10 +86,11 @@ class Trainer:
         accumulation_steps: Batches per optimizer step, >= 1.
         clip_grad_norm: Largest global L2 norm of the gradients, None for no clipping.
         mixup_alpha: MixUp's Beta parameter, 0 for none.
+        cutmix_alpha: CutMix's Beta parameter, 0 for none; of both, a step gets either.
         ema: Averaged copy of `model`, updated after each optimizer step, or None.
         freeze_bn: Keep BatchNorm statistics fixed (evaluation mode) while training.
         freezing: Parts of the network that are not trained, or None.
-        seed: Seed of MixUp and dropout.
+        seed: Seed of MixUp, CutMix and dropout.
         rank: Rank of this process (its dropout masks differ from the others').
         world_size: Number of ranks, for the throughput.
         num_batches: Batches of an epoch on each device, a multiple of the accumulation steps.
@@ -118,6 +121,7 @@ class Trainer:
         accumulation_steps: int = 1,
         clip_grad_norm: float | None = None,
         mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
         ema: ModelEma | None = None,
         freeze_bn: bool = False,
         freezing: Freezing | None = None,
@@ -140,6 +144,7 @@ class Trainer:
         self.accumulation_steps = accumulation_steps
         self.clip_grad_norm = clip_grad_norm
         self.mixup_alpha = mixup_alpha
+        self.cutmix_alpha = cutmix_alpha
         self.ema = ema
         self.freeze_bn = freeze_bn
         self.freezing = freezing
@@ -374,20 +379,27 @@ class Trainer:
     def _forward_loss(
         self, images: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = None
-        if self.mixup_alpha:
-            # The same for all ranks and batches of the step; mixup.py says who blends with whom.
-            weight = draw_weight(self.mixup_alpha, self._draw_key(_STREAM_MIXUP))
-            images = mix_images(images, weight)
+        how = self._draw_mix(*images.shape[2:])
+        if how is not None:
+            images = mix(images, how)
         with self.device.autocast(self.amp_dtype):
             logits = self.forward(images)
         logits = logits.float()  # the loss in full precision, on every device
         loss = self.criterion(logits, target)
-        if weight is not None:
+        if how is not None:
             # Cross entropy is linear in the target distribution: no soft targets are needed.
             other = self.criterion(logits, partner(target))
-            loss = weight * loss + (1.0 - weight) * other
+            loss = how.weight * loss + (1.0 - how.weight) * other
         return loss, logits
+
+    def _draw_mix(self, height: int, width: int) -> Mix | None:
+        """Draws for all ranks and batches of the step; mixup.py says who is mixed with whom."""
+        both = self.mixup_alpha and self.cutmix_alpha
+        if self.cutmix_alpha and not (both and self._draw_key(_STREAM_SWITCH) % 2):
+            return draw_cut(self.cutmix_alpha, self._draw_key(_STREAM_CUTMIX), height, width)
+        if self.mixup_alpha:
+            return Mix(draw_weight(self.mixup_alpha, self._draw_key(_STREAM_MIXUP)))
+        return None
 
     def _update(self) -> None:
         for group in self.optimizer.param_groups:

@@ -124,7 +124,7 @@ def torchvision_finding(answer: dict[str, Any], version: str | None) -> Finding:
     """torchvision, which is compiled for one version of torch."""
     if version is None:
         return note(
-            "torchvision", "not installed; for --augmentation autoaugment",
+            "torchvision", "not installed; for the policies of --augmentation",
             f"{_pip('torchvision')} --no-deps (the version that belongs to your torch)",
         )  # fmt: skip
     if "error" in answer:

@@ -27,7 +27,7 @@ from image_classification.augmentation import (
 )
 from image_classification.batch_ring import RingLoader, Slot
 from image_classification.data_index import ImageIndex
-from image_classification.device_feed import Batch
+from image_classification.device_feed import FeedBatch
 from image_classification.errors import ImageError
 from image_classification.fast_loader.native import (
     CROP,
@@ -47,7 +47,7 @@ class FastLoader(RingLoader):
 
     Args:
         index: The images.
-        preset: How they are prepared; without a policy.
+        preset: How they are prepared.
         threads: Threads that read and decode; 0 takes one.
         prefetch: Batches that are decoded ahead of the consumer, >= 1.
         kernels: Instruction set of the core; by default the fastest.
@@ -91,7 +91,7 @@ class FastLoader(RingLoader):
         self._decoder.close()
         self._python_threads.shutdown(cancel_futures=True)
 
-    def _batches(self) -> Generator[Batch, None, None]:
+    def _batches(self) -> Generator[FeedBatch, None, None]:
         requests = iter(self._schedule)
         loading: deque[_Work] = deque()
         decoding: deque[_Work] = deque()
@@ -122,7 +122,7 @@ class FastLoader(RingLoader):
         """Draw the crops and start to decode; the sizes must be there soon."""
         batch = work.native
         batch.wait()
-        work.slot = self._ring.take()
+        work.slot = self._ring.take(self._preset.at(work.epoch).image_size)
         output = work.slot.images.numpy()[: len(batch)]
         known = batch.statuses == Status.OK
         known &= batch.widths.astype(np.int64) * batch.heights <= pixel_limit()
@@ -149,7 +149,7 @@ class FastLoader(RingLoader):
         crops["filter"] = FILTER_NUMBERS[self._preset.interpolation]
         return crops
 
-    def _finish(self, work: _Work) -> Batch:
+    def _finish(self, work: _Work) -> FeedBatch:
         """Wait for a batch, repair what has failed and hand it out."""
         assert work.slot is not None
         work.native.wait()
@@ -173,7 +173,7 @@ class FastLoader(RingLoader):
         size = len(indices)
         target = self._ring.target(work.slot, self._index.labels[indices])
         self._ring.hand_out(work.slot)
-        return work.slot.images[:size], target
+        return work.slot.images[:size], target, self._feeder.plan(work.epoch, indices)
 
     def _abandon(self, work: _Work) -> None:
         for future in work.python.values():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from image_classification.confusion import Confusion
+from image_classification.confusion import Confusion, class_report
 from image_classification.data_index import printable
 from image_classification.errors import DataError
 from image_classification.run_files import CONFUSION_NAME, EVALUATION_NAME, METRICS_NAME
@@ -244,6 +244,19 @@ def _numbers(data: dict[str, Any]) -> Metrics:
         for name, value in values.items()
         if isinstance(value, float) or (type(value) is int and abs(value) <= _LARGEST)
     }
+
+
+def class_table(path: Path) -> str:
+    """Describe how each class fared in a validation, see `confusion.class_report`.
+
+    Args:
+        path: Its file; where there is none, the text is empty.
+
+    Raises:
+        As `read_answers`.
+    """
+    answers = read_answers(path)
+    return "" if answers is None else class_report(answers.confusion, answers.classes)
 
 
 def read_answers(path: Path) -> Answers | None:

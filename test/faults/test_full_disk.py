@@ -182,15 +182,14 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
 
 @on_request
 @pytest.mark.parametrize("place", ["workspace", "generations"])
-def test_a_full_disk(few: Path, intact: Path, workspace: Path, place: str) -> None:
-    """Others fill it after the first save; logs share it, or it is that of the checkpoints."""
+def test_a_full_disk(few: Path, intact: Path, workspace: Path, tmp_path: Path, place: str) -> None:
+    """Others fill it but for one save; logs and the best share it, or it is the checkpoints'."""
     disk = workspace if place == "workspace" else workspace / "generations"
     with small_disk(disk, 500):
-        victim = Victim(few, *SMALL, "--workspace", workspace, batch=8)
-        assert wait_until((workspace / "model_best.pth.tar.sha256").exists, 90.0)
-        with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as ballast:
-            while shutil.disk_usage(disk).free > 20 << 20:  # less than a checkpoint
-                ballast.write(bytes(10 << 20))
+        victim = Victim(few, *SMALL, "--workspace", workspace, batch=8, pause="validation 3",
+                        notes=tmp_path / "notes")  # fmt: skip
+        victim.reach()
+        (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - (130 << 20)))
         assert victim.wait() == 4, victim.output[-3000:]
         assert "No space left on device" in victim.output.splitlines()[-1]
         assert "Traceback" not in victim.output

@@ -239,6 +239,35 @@ def augmentation(lab: Lab) -> None:
     assert made.last["preprocessing"]["val"] == lab.base.last["preprocessing"]["val"]
 
 
+@shows("--randaugment", "how many operations RandAugment does, and how strongly")
+def randaugment(lab: Lab) -> None:
+    assert "is for --augmentation randaugment" in lab.error("--randaugment", 1, 5)
+    assert "needs 1..16 operations" in lab.error("--augmentation", "randaugment",
+                                                 "--randaugment", 0, 9)  # fmt: skip
+    if importlib.util.find_spec("torchvision") is not None:
+        flags = ("--augmentation", "randaugment", "--no-checkpoints")
+        weak, strong = (
+            lab.run(*flags, "--randaugment", *pair).batches[0] for pair in ((1, 1), (4, 30))
+        )
+        assert differ(weak, lab.base.batches[0]) and differ(weak, strong)
+
+
+@shows("--random-erasing", "rectangles of training images: exactly the mean")
+def random_erasing(lab: Lab) -> None:
+    erased = lab.run("--random-erasing", 1, "--no-checkpoints").batches[0]
+    holes = (erased == 0).all(dim=1)  # [N, H, W]
+    assert holes.any(dim=(1, 2)).all()
+    kept = ~holes[:, None].expand_as(erased)
+    assert not differ(erased[kept], lab.base.batches[0][kept])
+
+
+@shows("--progressive-resize", "the size of training images: grows over the epochs")
+def progressive_resize(lab: Lab) -> None:
+    made = lab.run("--image-size", 64, "--progressive-resize", 32, "--epochs", 2)
+    assert [batch.shape[2] for batch in made.batches] == [32, 64]
+    assert "multiple of 32 up to image size 32" in lab.error("--progressive-resize", 64)
+
+
 @shows("--cutout", "a square of the mean colour in images that are in memory")
 def cutout(lab: Lab) -> None:
     root = write_cifar100(lab.folder)
@@ -255,3 +284,12 @@ def mixup(lab: Lab) -> None:
     mixed = lab.run("--mixup", 1, "--no-checkpoints")
     assert not differ(mixed.batches[0], lab.base.batches[0])  # they are mixed on the device
     assert mixed.value("train.loss") != lab.base.value("train.loss")
+
+
+@shows("--cutmix", "the loss of images with parts of others")
+def cutmix(lab: Lab) -> None:
+    cut = lab.run("--cutmix", 1, "--no-checkpoints")
+    assert not differ(cut.batches[0], lab.base.batches[0])  # they are mixed on the device
+    mixed = lab.run("--mixup", 1, "--no-checkpoints")
+    losses = {run.value("train.loss") for run in (cut, mixed, lab.base)}
+    assert len(losses) == 3

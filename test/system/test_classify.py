@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -275,6 +276,25 @@ def test_checkpoint2model_writes_bare_weights(
     assert result.returncode == 0
     averaged = torch.load(target, weights_only=True)
     assert torch.equal(averaged["fc.weight"], content["state_dict_ema"]["fc.weight"])
+
+
+def test_bare_weights_lose_epsilon_but_their_user_is_told(
+    call: Callable[..., Result], content: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "checkpoint.pth.tar", tmp_path / "weights.pth"
+    options = {**content["model_options"], "bn_epsilon": 1.0}
+    torch.save({**content, "state_dict_ema": None, "model_options": options}, source)
+    result = call("checkpoint2model.py", "--checkpoint-path", source, "--weight-path", target)
+    line = result.stdout.splitlines()[-1]
+    assert line.endswith("--val-resize 36 --bn-epsilon 1")
+    flags = ["--topk", 1, photos / "a.png", "--cpu", "--precision", "fp32"]
+    whole = call("classify.py", "--checkpoint", source, *flags)
+    bare = call(*line.split(), *flags)
+    assert whole.returncode == bare.returncode == 0, whole.stderr + bare.stderr
+    chances = [re.findall(r"\d+\.\d+", made.stdout) for made in (whole, bare)]
+    assert chances[0] == chances[1] != []
+    other = call(*line.split()[:-2], *flags)
+    assert re.findall(r"\d+\.\d+", other.stdout) != chances[0]
 
 
 def test_checkpoint2model_errors_leave_the_old_file(

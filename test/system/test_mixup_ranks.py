@@ -10,8 +10,8 @@ import pytest
 from runs import run_main, values, write_images
 
 COMMON = ("--arch", "resnet18", "--image-size", 32, "-j", 0, "--device", "cpu", "--lr", 0.01,
-          "--seed", 7, "--epochs", 1, "--freeze-bn", "--zero-init-last-bn", "--mixup", 1,
-          "--optimizer-batch-size", 8)  # fmt: skip
+          "--seed", 7, "--epochs", 2, "--freeze-bn", "--zero-init-last-bn", "--mixup", 1,
+          "--cutmix", 1, "--optimizer-batch-size", 8)  # fmt: skip
 
 
 def test_the_blended_batch_is_the_same_for_any_division(tmp_path: Path) -> None:
@@ -26,6 +26,6 @@ def test_the_blended_batch_is_the_same_for_any_division(tmp_path: Path) -> None:
         run_main(images, *COMMON, *flags, "--workspace", tmp_path / name, ranks=ranks)
         losses[name] = values(tmp_path / name, "train", "train.loss")
     expected = losses.pop("one rank")
-    assert len(expected) == 3
+    assert len(expected) == 6
     for name, found in losses.items():
         assert found == pytest.approx(expected, rel=1e-5), name

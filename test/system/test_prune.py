@@ -22,6 +22,7 @@ from models import create_model
 from models.resnet import ResNet, channels_of
 
 WHOLE = [64, 64, 128, 256, 512, 256, 512, 1024, 2048]
+OPTIONS = {"dropout": 0.2, "bn_epsilon": 1e-5}
 HALF = [number // 2 for number in WHOLE]
 
 
@@ -49,7 +50,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(
         {
             "arch": "resnet50", "classes": ["a", "b", "c"], "state_dict": model.state_dict(),
-            "model_options": {"dropout": 0.2},
+            "model_options": OPTIONS,
             "preprocessing": {"val": EvalPreset(32, 32).to_dict()},
         },
         path,
@@ -66,7 +67,7 @@ def test_channels_that_do_nothing_go_and_the_answers_stay(
     assert "M of 23.51 M parameters" in capsys.readouterr().out
 
     before, after = load_trained_network(checkpoint), load_trained_network(output)
-    assert after.options == {"dropout": 0.2, "channels": HALF} and after.classes == before.classes
+    assert after.options == {**OPTIONS, "channels": HALF} and after.classes == before.classes
     assert (after.arch, after.preset) == (before.arch, before.preset)
     read = [load_weight_file(path).channels for path in (checkpoint, output)]
     assert read == [None, HALF]

@@ -14,12 +14,12 @@ from PIL import Image
 from image_classification import augmentation
 from image_classification.augmentation import (
     EvalPreset,
+    ShiftPreset,
     TrainPreset,
     center_crop_boxes,
     epoch_order,
     hash64,
     horizontal_flips,
-    policy_seeds,
     random_resized_crop_boxes,
     uniform,
 )
@@ -200,13 +200,6 @@ def test_flips() -> None:
     assert abs(np.corrcoef(left, flips)[0, 1]) < 4 / np.sqrt(N)
 
 
-def test_policy_seeds_are_distinct_and_not_negative() -> None:
-    seeds = policy_seeds(0, 0, np.arange(N))
-    assert seeds.dtype == np.int64 and seeds.min() >= 0
-    assert len(np.unique(seeds)) == N
-    assert not np.isin(policy_seeds(0, 1, np.arange(N)), seeds).any()
-
-
 # --- pixels -------------------------------------------------------------------------------------
 
 SIZES = [(500, 375), (375, 500), (256, 256), (257, 300), (120, 90), (640, 101), (33, 1000), (5, 7)]
@@ -275,7 +268,14 @@ def test_presets_survive_json(preset: TrainPreset | EvalPreset) -> None:
         (lambda: TrainPreset(scale=(0.5, 1.5)), "at most 1.0"),
         (lambda: TrainPreset(ratio=(0.0, 1.0)), "ratio"),
         (lambda: TrainPreset(flip=1.5), "flip .* received 1.5"),
-        (lambda: TrainPreset(policy="randaugment"), "policy must be one of None, autoaugment"),
+        (lambda: TrainPreset(policy="fastaugment"), "policy must be one of None, autoaugment, "),
+        (lambda: ShiftPreset(policy_magnitude=31), "policy_magnitude .* 0 .. 30, received 31"),
+        (lambda: TrainPreset(policy_operations=0), "policy_operations .* 1 .. 16, received 0"),
+        (lambda: ShiftPreset(erasing=-0.1), "erasing .* received -0.1"),
+        (lambda: TrainPreset(32, start_size=64, growth_epochs=2), "start_size .* 0 .. 32"),
+        (lambda: TrainPreset(start_size=50, growth_epochs=2), "multiple of 32, received 50"),
+        (lambda: TrainPreset(start_size=64), "both be above 0, or both 0; received 64, 0"),
+        (lambda: TrainPreset.from_dict({"growth_epochs": "2"}), "growth_epochs must be a whole"),
         (lambda: EvalPreset(interpolation="nearest"), "bilinear, bicubic, triangular"),
         (lambda: EvalPreset(resize_size=-1), "resize_size"),
         (lambda: EvalPreset.from_dict({"size": 3}), r"unknown keys \['size'\]"),

@@ -29,11 +29,6 @@ def test_dali_gpu_needs_a_gpu() -> None:
             choose_backend("dali-gpu", None, device_type)
 
 
-def test_policies_run_in_worker_processes() -> None:
-    with pytest.raises(UsageError, match="worker processes of --data-backend pytorch"):
-        choose_backend("dali-cpu", "autoaugment")
-
-
 @pytest.mark.parametrize("backend", [DALI])
 def test_a_batch_that_dali_fails_on_is_read_by_pillow(tmp_path: Path, backend: str) -> None:
     index = write_greys(tmp_path)

@@ -348,11 +348,6 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch, backend) -
 def test_auto_takes_the_fast_one_where_it_can(monkeypatch) -> None:
     assert choose_backend("auto", None) == ("fast", None)
     assert choose_backend("synthetic", None) == ("synthetic", None)
-    assert choose_backend("pytorch", "autoaugment") == ("pytorch", None)
-    backend, note = choose_backend("auto", "autoaugment")
-    assert backend == "pytorch" and "worker processes" in str(note)
-    with pytest.raises(UsageError, match="worker processes of --data-backend pytorch"):
-        choose_backend("fast", "autoaugment")
     monkeypatch.setattr(native, "load_core", lambda: None)
     backend, note = choose_backend("auto", None)
     assert backend == "pytorch" and "python -m image_classification.fast_loader.build" in str(note)

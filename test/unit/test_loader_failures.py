@@ -22,7 +22,7 @@ from image_classification import loader_worker, pytorch_loader
 from image_classification.augmentation import TrainPreset
 from image_classification.bad_images import BadImages
 from image_classification.data_index import ImageIndex
-from image_classification.dataloaders import BACKENDS, SyntheticIndex
+from image_classification.dataloaders import BACKENDS, SyntheticIndex, choose_backend
 from image_classification.datasets import load_splits
 from image_classification.errors import DataError, UsageError
 
@@ -96,8 +96,11 @@ def test_unknown_backend_and_index_without_files(index: ImageIndex) -> None:
 
 def test_missing_torchvision_names_the_command(index: ImageIndex, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    for backend in ("pytorch", "synthetic"):
+        with pytest.raises(UsageError, match=r"--augmentation randaugment needs .* pip install"):
+            make(index, TrainPreset(policy="randaugment"), backend)
     with pytest.raises(UsageError, match=r"--augmentation autoaugment needs .* pip install"):
-        make(index, TrainPreset(policy="autoaugment"))
+        choose_backend("auto", "autoaugment")
 
 
 def test_closed_loader(index: ImageIndex) -> None:

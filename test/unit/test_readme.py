@@ -18,6 +18,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 
 import checkpoint2model
 import classify
+import launch
 import main
 import multiproc
 from benchmarks import loader, train_step
@@ -32,7 +33,8 @@ README = (ROOT / "README.md").read_text("utf-8").replace("\\|", "|")
 PAGES = {"README.md": README} | {
     name: (ROOT / name).read_text("utf-8")
     for name in ("CONTRIBUTING.md", "docs/data-loading.md", "docs/cifar.md", "docs/outputs.md",
-                 "docs/reliability.md", "SECURITY.md")
+                 "docs/reliability.md", "docs/pretrained.md", "docs/transfer-learning.md",
+                 "docs/data-processing.md", "docs/docker.md", "SECURITY.md")
 }
 ORIGINALS = "Commands of the originals and their form here"
 
@@ -41,6 +43,7 @@ PARSERS: dict[str, argparse.ArgumentParser] = {
     "multiproc.py": multiproc.build_parser(),
     "classify.py": classify.build_parser(),
     "checkpoint2model.py": checkpoint2model.build_parser(),
+    "launch.py": launch.build_parser(),
     "benchmarks/train_step.py": train_step.build_parser(),
     "benchmarks/loader.py": loader.build_parser(),
     "image_classification.dataset_tools": dataset_tools.build_parser(),
@@ -226,7 +229,8 @@ def test_every_option_of_main_is_in_the_readme() -> None:
 
 def check_main(words: list[str]) -> None:
     options, _ = main.parse_args([word for word in words if word != "..."])
-    assert options.data or options.data_backend == "synthetic" or options.doctor
+    assert (options.data or options.data_backend == "synthetic" or options.doctor
+            or options.list_recipes)  # fmt: skip
 
 
 def check_python(words: list[str]) -> None:
@@ -240,6 +244,8 @@ def check_python(words: list[str]) -> None:
         options = PARSERS[program].parse_args(arguments)
         assert options.script == "main.py"
         check_main(options.arguments)
+    elif program == "launch.py":
+        check_main(launch.command(arguments)[1:])
     elif program == "classify.py":
         args = PARSERS[program].parse_intermixed_args(arguments)
         classify.validate_args(args)

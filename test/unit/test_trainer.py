@@ -18,8 +18,13 @@ from image_classification.device import Device
 from image_classification.ema import ModelEma
 from image_classification.errors import UsageError
 from image_classification.logger import Logger
-from image_classification.mixup import draw_weight, partner
-from image_classification.training import _STREAM_MIXUP, Trainer, accumulation_steps
+from image_classification.mixup import draw_cut, draw_weight, partner
+from image_classification.training import (
+    _STREAM_CUTMIX,
+    _STREAM_MIXUP,
+    Trainer,
+    accumulation_steps,
+)
 
 CLASSES = 5
 
@@ -175,9 +180,46 @@ def test_mixup_loss_is_that_of_soft_targets() -> None:
     assert loss.item() == pytest.approx(trainer.criterion(logits, soft).item(), rel=1e-5)
 
 
-def test_mixup_is_the_same_for_any_division_of_the_global_batch() -> None:
+def test_cutmix_loss_is_that_of_soft_targets_by_area() -> None:
+    trainer = make_trainer(make_net(norm=False), cutmix_alpha=1.0, seed=2)
+    (images, target), = make_batches(1, 6).batches
+    loss, logits = trainer._forward_loss(images, target)
+    cut = draw_cut(1.0, trainer._draw_key(_STREAM_CUTMIX), 8, 8)
+    assert cut.box is not None and 0 < cut.weight < 1
+    top, left, bottom, right = cut.box
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = partner(images)[..., top:bottom, left:right]
+    assert torch.equal(trainer.forward(mixed), logits)
+    one_hot = nn.functional.one_hot(target, CLASSES).float()
+    share = (bottom - top) * (right - left) / 64
+    soft = (1 - share) * one_hot + share * partner(one_hot)
+    assert loss.item() == pytest.approx(trainer.criterion(logits, soft).item(), rel=1e-5)
+
+
+def test_of_mixup_and_cutmix_each_step_draws_one() -> None:
+    trainer = make_trainer(make_net(), mixup_alpha=0.2, cutmix_alpha=1.0, seed=5)
+    mixup = make_trainer(make_net(), mixup_alpha=0.2, seed=5)
+    cutmix = make_trainer(make_net(), cutmix_alpha=1.0, seed=5)
+    other_rank = make_trainer(make_net(), mixup_alpha=0.2, cutmix_alpha=1.0, seed=5, rank=3)
+    cuts = 0
+    for step in range(1000):
+        for one in (trainer, mixup, cutmix, other_rank):
+            one.step = step
+        drawn = trainer._draw_mix(8, 8)
+        assert drawn is not None and drawn == other_rank._draw_mix(8, 8)
+        cuts += drawn.box is not None
+        assert drawn == (mixup if drawn.box is None else cutmix)._draw_mix(8, 8)
+    assert abs(cuts - 500) < 4 * (1000 / 4) ** 0.5
+    assert make_trainer(make_net())._draw_mix(8, 8) is None
+
+
+@pytest.mark.parametrize("alphas", [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_mixtures_are_the_same_for_any_division_of_the_global_batch(alphas) -> None:
     def trainer(**options: Any) -> Trainer:
-        return make_trainer(make_net(norm=False), mixup_alpha=1.0, seed=4, **options)
+        mixup, cutmix = alphas
+        return make_trainer(
+            make_net(norm=False), mixup_alpha=mixup, cutmix_alpha=cutmix, seed=4, **options
+        )
 
     whole, parts = trainer(), trainer(accumulation_steps=3)
     for images, target in make_batches(3, 24):
@@ -248,7 +290,7 @@ def test_no_host_wait_between_log_lines(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(torch.Tensor, name, counted)
     ema_net = make_net(dropout=0.1)
     trainer = make_trainer(
-        ema_net, ema=ModelEma(ema_net, 0.9), mixup_alpha=0.2, clip_grad_norm=1.0,
+        ema_net, ema=ModelEma(ema_net, 0.9), mixup_alpha=0.2, cutmix_alpha=1.0, clip_grad_norm=1.0,
         accumulation_steps=2, num_batches=40,
     )  # fmt: skip
     keeper = RowKeeper()

@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""What pretrained weights are worth on few images: fine-tuning against training from scratch.
+
+    python benchmarks/finetune.py DIR          # DIR/<class>/<image>, for example CIFAR-10 as JPEGs
+
+Half of the classes train a network; a few images of the other half fine-tune it. A network that
+starts from random weights sees the same images for as many epochs, all its layers from the first
+one on, so that it has at least the same time. Every step is main.py's, as a user starts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import environment, measure
+from image_classification.device import DEVICE_TYPES, Device
+from image_classification.metrics import mean_and_spread
+
+MAIN = Path(__file__).resolve().parent.parent / "main.py"
+TUNED, SCRATCH = "fine-tuned", "from scratch"
+# Each in settings of its own: what is best for random weights spoils good ones.
+START = {
+    TUNED: "--lr 0.01 --head-lr 0.05 --freeze backbone --unfreeze-after 2".split(),
+    SCRATCH: "--lr 0.05".split(),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Declares the options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("directory", type=Path, metavar="DIR", help="a folder for each class")
+    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
+    add("--arch", default="resnet18_cifar", metavar="NAME", help="default: resnet18_cifar")
+    add("--images", type=int, default=400, metavar="N", help="to fine-tune with; default: 400")
+    add("--pretraining", type=int, nargs=2, default=[10000, 3], metavar=("N", "EPOCHS"),
+        help="images and epochs of the first training; default: 10000 3")
+    add("--epochs", type=int, default=15, metavar="N", help="of fine-tuning; default: 15")
+    add("--val", type=int, default=1000, metavar="N", help="validation images; default: 1000")
+    add("--seeds", type=int, default=3, metavar="N", help="repetitions; default: 3")
+    add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
+    return parser
+
+
+def divide(source: Path, target: Path, train: int, val: int) -> tuple[Path, Path]:
+    """Links two data sets together, one for each half of the classes.
+
+    Args:
+        source: A folder for each class.
+        target: Where the data sets are made.
+        train: Training images of the first half of the classes; the other has all that are left.
+        val: Validation images of each half.
+
+    Returns:
+        The data sets.
+    """
+    classes = sorted(path for path in source.iterdir() if path.is_dir())
+    if len(classes) < 4:
+        sys.exit(f"{source} holds {len(classes)} class folders, 4 are needed")
+    half = len(classes) // 2
+    made = target / "first", target / "second"
+    for place, group in zip(made, (classes[:half], classes[half:]), strict=True):
+        for folder in group:
+            images = sorted(folder.iterdir())
+            random.Random(0).shuffle(images)
+            start = val // len(group)
+            for split, chosen in (("val", images[:start]),
+                                  ("train", images[start:][: train // len(group)])):  # fmt: skip
+                (place / split / folder.name).mkdir(parents=True)
+                for image in chosen:
+                    os.symlink(image.resolve(), place / split / folder.name / image.name)
+    return made
+
+
+def thin(data: Path, images: int, target: Path) -> Path:
+    """Links a data set with so many training images in all."""
+    os.makedirs(target)
+    os.symlink(data / "val", target / "val")
+    classes = sorted((data / "train").iterdir())
+    for folder in classes:
+        (target / "train" / folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[: images // len(classes)]:
+            os.symlink(image.resolve(), target / "train" / folder.name / image.name)
+    return target
+
+
+def train(data: Path, workspace: Path, *flags: str) -> tuple[float, float, str]:
+    """Runs main.py; returns the top-1 (%) of the last epoch, the time (s), and its output."""
+    started = time.perf_counter()
+    command = [sys.executable, str(MAIN), str(data), "--workspace", str(workspace), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    seconds = time.perf_counter() - started
+    rows = map(json.loads, (workspace / "metrics.jsonl").read_text("utf-8").splitlines())
+    top1 = [row["data"]["val.top1"] for row in rows if row["type"] == "epoch"][-1]
+    return top1, seconds, done.stdout
+
+
+def compare(args: argparse.Namespace, device: Device, folder: Path) -> dict[str, Any]:
+    """Trains everything; returns what the record holds of it, and the table of classes."""
+    common = ["--device", device.type, "--arch", args.arch, "--lr-schedule", "cosine",
+              "--label-smoothing", "0.1", "--warmup", "1"]  # fmt: skip
+    number, epochs = args.pretraining
+    first, second = divide(args.directory, folder, number, args.val)
+    few, base = thin(second, args.images, folder / "few"), folder / "base"
+    flags = ["-b", "64", "--lr", "0.1", "--seed", "0", "--epochs", str(epochs)]
+    top1, seconds, _ = train(first, base, *common, *flags)
+    say(f"pretraining: {top1:.2f} % in {seconds:.0f} s")
+    start = {name: list(flags) for name, flags in START.items()}
+    start[TUNED] += ["--pretrained-weights", str(base / "checkpoint.pth.tar")]
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in start}
+    classes = ""
+    for seed in range(args.seeds):
+        for name in list(start)[:: 1 if seed % 2 else -1]:  # in turns
+            flags = ["-b", "32", "--epochs", str(args.epochs), "--seed", str(seed)]
+            found = train(few, folder / f"{name}{seed}", *common, *start[name], *flags,
+                          "--class-report")  # fmt: skip
+            runs[name].append({"top1": found[0], "seconds": found[1]})
+            say(f"{name}, seed {seed}: {found[0]:.2f} % in {found[1]:.0f} s")
+            if name == TUNED:
+                classes = found[2][found[2].index("\nclass ") : found[2].index("\nfinished")]
+    gain = [one["top1"] - other["top1"] for one, other in zip(*runs.values(), strict=True)]
+    return {"pretraining": {"top1": top1, "seconds": seconds}, "runs": runs, "gain": gain,
+            "classes": classes.strip().splitlines()}  # fmt: skip
+
+
+def say(line: str) -> None:
+    """Tells how far it is."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; prints a table and writes one JSON file."""
+    args = build_parser().parse_args(argv)
+    device = Device.select(args.device)
+    described = environment.capture(device)
+    say(environment.text(described))
+    with tempfile.TemporaryDirectory() as folder:
+        found = compare(args, device, Path(folder))
+    print(f"\n{args.images} images, {args.epochs} epochs, {args.arch}, {device}\n")
+    print("start | top-1 (%) | seconds\n----- | ----- | -----")
+    for name, rows in found["runs"].items():
+        cells = (mean_and_spread([row[key] for row in rows]) for key in ("top1", "seconds"))
+        print(f"{name} | " + " | ".join(cells))
+    print(f"\ngain: {mean_and_spread(found['gain'])} points\n")
+    print("\n".join(found["classes"]))
+    settings = {name: getattr(args, name) for name in
+                ("arch", "images", "pretraining", "epochs", "val", "seeds")}  # fmt: skip
+    record = {"benchmark": "finetune", "schema": measure.SCHEMA, "environment": described,
+              "settings": settings, **found}  # fmt: skip
+    measure.save(record, args.json, device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
