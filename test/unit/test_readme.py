@@ -29,13 +29,11 @@ from image_classification.report import __main__ as report
 from models import model_names
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text("utf-8").replace("\\|", "|")
-PAGES = {"README.md": README} | {
-    name: (ROOT / name).read_text("utf-8")
-    for name in ("CONTRIBUTING.md", "docs/data-loading.md", "docs/cifar.md", "docs/outputs.md",
-                 "docs/reliability.md", "docs/pretrained.md", "docs/transfer-learning.md",
-                 "docs/data-processing.md", "docs/docker.md", "SECURITY.md")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text("utf-8")
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 }
+README = PAGES["README.md"] = PAGES["README.md"].replace("\\|", "|")
 ORIGINALS = "Commands of the originals and their form here"
 
 PARSERS: dict[str, argparse.ArgumentParser] = {
@@ -49,10 +47,10 @@ PARSERS: dict[str, argparse.ArgumentParser] = {
     "image_classification.dataset_tools": dataset_tools.build_parser(),
     "image_classification.report": report.build_parser(),
 }
-# Options of other programs: docker build and run, srun.
+# Options of other programs: docker build and run, srun, git.
 FOREIGN = {
     "--build-arg", "--gpus", "--privileged", "--ipc", "--shm-size", "--network",
-    "--nodes", "--ntasks-per-node", "--no-deps",
+    "--nodes", "--ntasks-per-node", "--no-deps", "--hard",
     "--signals-to-handle", "--shutdown-timeout",  # of newer versions of torchrun
 }  # fmt: skip
 # Files that a run or a user makes, in code spans of the two pages.
@@ -62,11 +60,11 @@ PRODUCED = re.compile(r"models/(?!\*?\.py)|data/digits$|/tensorboard|^(tensorboa
 # ---- reading the pages -------------------------------------------------------------------------
 
 
-def section(title: str) -> str:
-    """The text below a heading of the README, up to the next one of the same or a higher level."""
-    match = re.search(rf"^(##+) {re.escape(title)}$", README, re.MULTILINE)
+def section(title: str, page: str = README) -> str:
+    """The text below a heading of a page, up to the next one of the same or a higher level."""
+    match = re.search(rf"^(##+) {re.escape(title)}$", page, re.MULTILINE)
     assert match, f"no heading {title!r}"
-    rest = README[match.end() :]
+    rest = page[match.end() :]
     end = re.search(rf"^#{{2,{len(match[1])}}} ", rest, re.MULTILINE)
     return rest[: end.start()] if end else rest
 
@@ -89,7 +87,7 @@ def without_originals(text: str) -> str:
     """The page without what the original programs are called and take."""
     if f"## {ORIGINALS}" not in text:
         return text
-    for original, _ in table(section(ORIGINALS), "Original"):
+    for original, _ in table(section(ORIGINALS, text), "Original"):
         text = text.replace(f"\n{original} | ", "\n")
     return text
 
@@ -98,11 +96,11 @@ OURS = {name: without_originals(text) for name, text in PAGES.items()}
 
 
 def blocks(text: str) -> list[str]:
-    return re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^ *```bash\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
 
 
 def spans(text: str) -> list[str]:
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"`([^`\n]+)`", prose)
 
 
@@ -270,6 +268,21 @@ def check_script(script: str, arguments: list[str]) -> None:
         assert used <= script_options(script), (script, used)
 
 
+def commands_of_references() -> list[list[str]]:
+    """The words of the commands that get the code of each reference implementation."""
+    found = []
+    for row in table(section("Introduction"), "Network"):
+        url, branch, commit, path = (cell.strip("`") for cell in row[1:])
+        found += [
+            ["git", "clone", url],
+            ["cd", Path(url).stem],
+            ["git", "checkout", branch],
+            ["git", "reset", "--hard", commit],
+            ["cd", path],
+        ]
+    return found
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_commands_are_accepted(words: list[str]) -> None:
     if words[0] == "torchrun":
@@ -286,6 +299,8 @@ def test_commands_are_accepted(words: list[str]) -> None:
     elif words[0] == "pip":
         assert words == ["pip", "wheel", ".", "--no-deps"] or words[1] == "install"
         assert words[2] != "-r" or (ROOT / words[3]).is_file()
+    elif words[0] in ("git", "cd"):
+        assert words in commands_of_references()
     else:
         assert words[:2] in (["docker", "build"], ["docker", "load"])
         for flag in words[2:]:
@@ -307,7 +322,8 @@ def test_foreign_options_are_used() -> None:
 
 
 def test_exit_codes() -> None:
-    rows = {row[0]: row[1] for row in table(section("Exit codes"), "Code")}
+    text = section("Exit codes", PAGES["docs/troubleshooting.md"])
+    rows = {row[0]: row[1] for row in table(text, "Code")}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     codes = {str(kind.exit_code) for kind in kinds if issubclass(kind, errors.UserError)}
     assert set(rows) == codes | {"0", "1", "143", "128 + n"}
@@ -318,12 +334,11 @@ def test_exit_codes() -> None:
 
 
 def test_networks() -> None:
-    text = section("Supported devices and precisions").split("Networks:")[1].split("(")[0]
+    text = section("Supported features").split("Networks:")[1].split("(")[0]
     assert re.findall(r"`([^`]+)`", text) == model_names()
 
 
 def test_devices() -> None:
-    text = section("Supported devices and precisions")
     for heading, first in (("Training", "Models"), ("Inference", "Models")):
         rows = table(section(heading), first)
         types = [re.findall(r"`(\w+)`", row[2])[0] for row in rows]
@@ -334,7 +349,7 @@ def test_devices() -> None:
                 assert re.match(r"(measured|fake|unverified|not offered)\b", cell), cell
             if heading == "Training":
                 assert f"({DEVICE_TABLE[device].collective})" in row[6]
-    for row in table(text, "Device"):
+    for row in table(section("Preparing the environment"), "Device"):
         assert DEVICE_TABLE[row[0].strip("`")].visible_devices == row[2].strip("`")
 
 
@@ -352,7 +367,8 @@ def test_recipe_is_that_of_the_scripts() -> None:
     script = (ROOT / "run_scripts" / "_common.sh").read_text("utf-8")
     found = re.search(r"^NGC_RESNET50_V15_90E=\(\n(.*?)^\)", script, re.MULTILINE | re.DOTALL)
     assert found
-    text = section("The recipe of the NGC run scripts").strip().split("\n\n")[0]
+    page = PAGES["docs/originals.md"]
+    text = section("The recipe of the NGC run scripts", page).strip().split("\n\n")[0]
     named = " ".join(spans(text)).split()
     assert sorted(named) == sorted(found[1].split())
 
@@ -371,7 +387,7 @@ def test_checkpoint_keys_are_written() -> None:
 
 def test_quoted_lines_are_those_of_the_code() -> None:
     first = "The line you see (`...` stands for your values)"
-    rows = table(section("Troubleshooting"), first)
+    rows = table(section("Lines and cures", PAGES["docs/troubleshooting.md"]), first)
     assert len(rows) >= 10
     for row in rows:
         for line in spans(row[0]):
