@@ -17,7 +17,9 @@ from image_classification.device import Device
 from image_classification.environment import describe, installed_versions
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ("timm", "opencv-python-headless", "nvidia-nvimgcodec-cu13")
+PEERS = (
+    "timm", "opencv-python-headless", "nvidia-nvimgcodec-cu13", "onnxruntime", "openvino",
+)  # fmt: skip
 
 
 def capture(device: Device) -> dict[str, Any]:

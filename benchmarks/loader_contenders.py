@@ -194,6 +194,9 @@ class DaliRunner:
 class HostFeeder:
     """Stands in for the copy to a device: batches stay as bytes in host memory."""
 
+    def plan(self, epoch: int, indices: Any) -> None:
+        """No augmentation."""
+
     def __call__(self, batches: Iterable[Any], copied: Any = None) -> Iterator[Any]:
         """Pass the batches on."""
         for batch in batches:

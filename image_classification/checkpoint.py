@@ -219,6 +219,10 @@ def _is_model_options(value: Any, state: dict[str, Any]) -> bool:
     checks = dict.fromkeys(switches, lambda entry: isinstance(entry, bool))
     checks["conv_init"] = lambda entry: entry in ("fan_in", "fan_out")
     checks["dropout"] = lambda entry: _is_number(entry) and 0 <= entry < 1
+    if state["arch"].startswith("resnet"):
+        checks["channels"] = lambda entry: (
+            isinstance(entry, list) and all(_is_count(number) and number > 0 for number in entry)
+        )
     checks["bn_epsilon"] = lambda entry: _is_number(entry) and entry > 0
     checks["bn_momentum"] = lambda entry: _is_number(entry) and 0 < entry <= 1
     if state["arch"].startswith("efficientnet-"):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 
@@ -29,3 +30,13 @@ def has_fast_bfloat16() -> bool:
         return any(getattr(torch.cpu, probe)() for probe in probes)
     flags = set(cpu_info("flags").split())
     return "avx512_bf16" in flags or {"amx_tile", "amx_bf16"} <= flags
+
+
+def multiplies_int8() -> bool:
+    """Return whether the processor adds up products of 8-bit numbers without saturation.
+
+    x86: VNNI or AMX. Other processors never add them in 16 bits.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(cpu_info("flags").split())

@@ -66,6 +66,13 @@ class ImageIndex:
         prefix = os.path.join(os.fsencode(self.root), b"")
         return [prefix + self.relative_path(i) for i in indices]
 
+    def select(self, rows: Iterable[int] | NDArray[np.int64]) -> ImageIndex:
+        """The index of some of the images, in the order of `rows`."""
+        builder = IndexBuilder()
+        for i in rows:
+            builder.add(self.relative_path(i), int(self.labels[i]))
+        return builder.build(self.root, self.classes, self.split, self.source)
+
     def relative_path(self, i: int | np.integer) -> bytes:
         """The path of image `i` as it is stored, from `root`."""
         start, end = self.path_offsets[i], self.path_offsets[i + 1]

@@ -4,20 +4,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from image_classification import small_images
 from image_classification.cifar import CIFAR_SETS, find_cifar
-from image_classification.data_index import describe_imbalance
+from image_classification.data_index import ImageIndex, describe_imbalance
 from image_classification.dataloaders import synthetic_splits
-from image_classification.datasets import Splits, has_split, load_splits, prepare_sample
+from image_classification.datasets import (
+    SAMPLES,
+    Splits,
+    adopt_classes,
+    has_split,
+    load_splits,
+    prepare_sample,
+)
+from image_classification.errors import UsageError
+from image_classification.pixel_index import PixelIndex
 from image_classification.val_split import make_splits
 
-__all__ = ["DATASETS", "load", "settle_dataset", "synthetic_splits"]
+__all__ = [
+    "DATASETS", "evenly_spread", "load", "load_for_network", "settle_dataset", "synthetic_splits",
+]  # fmt: skip
 
+AnyIndex = TypeVar("AnyIndex", ImageIndex, PixelIndex)
+
+SAMPLE_PREFIX = "sample:"
 DATASETS = ("auto", "folder", *CIFAR_SETS)
 
 
@@ -77,9 +92,7 @@ def load(
         return small_images.load_cifar_splits(files, train=train, val=val, num_classes=num_classes)
     folder = Path(data) if sample is None else prepare_sample(*sample)
     if val and val_share is not None and folder.is_dir() and not has_split(folder, "val"):
-        splits = make_splits(
-            folder, val_share, train=train, layout=layout, num_classes=num_classes
-        )
+        splits = make_splits(folder, val_share, train=train, layout=layout, num_classes=num_classes)
     else:
         splits = load_splits(folder, train=train, val=val, layout=layout, num_classes=num_classes)
     if splits.train is not None:
@@ -87,3 +100,50 @@ def load(
         if line is not None:
             splits.warnings.append(f"{line} (--class-report, --class-weights balanced)")
     return splits if small_side is None else small_images.into_memory(splits, small_side)
+
+
+def load_for_network(
+    data: str, classes: Sequence[str], *, train: bool, samples: Path, say: Callable[[str], None]
+) -> Splits:
+    """Index the images on which a trained network is judged.
+
+    Args:
+        data: DIR, CIFAR's folder or archive, or "sample:NAME".
+        classes: Class names of the network, by index; where they are plain numbers, the labels of
+            the data count.
+        train: Index the training images too.
+        samples: Folder below which built-in data sets are written.
+        say: Receives lines about the data.
+
+    Returns:
+        Splits whose labels are the network's.
+
+    Raises:
+        DataError: as for `load`, or a class that the network does not know.
+        UsageError: unknown sample.
+    """
+    sample = None
+    if data.startswith(SAMPLE_PREFIX):
+        name = data.removeprefix(SAMPLE_PREFIX)
+        if name not in SAMPLES:
+            known = ", ".join(SAMPLE_PREFIX + known for known in SAMPLES)
+            raise UsageError(f"unknown sample {data!r}; known: {known}")
+        sample = name, samples / name
+    splits = load(
+        data, "folder" if sample else settle_dataset("auto", data), train=train, val=True,
+        layout="auto", num_classes=len(classes), sample=sample, small_side=None, create=False,
+        say=say,
+    )  # fmt: skip
+    for warning in splits.warnings:
+        say(warning)
+    unnamed = list(classes) == [str(index) for index in range(len(classes))]
+    if unnamed and not set(splits.classes) <= set(classes):
+        return splits
+    return adopt_classes(splits, list(classes), "the checkpoint")
+
+
+def evenly_spread(index: AnyIndex, count: int | None) -> AnyIndex:
+    """Take `count` images, evenly spread over an index and so over its classes; None: all."""
+    if count is None or count >= len(index):
+        return index
+    return index.select(np.linspace(0, len(index) - 1, count).astype(np.int64))

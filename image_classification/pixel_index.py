@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,10 @@ class PixelIndex:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def select(self, rows: NDArray[np.int64]) -> PixelIndex:
+        """The index of some of the images, in the order of `rows`; copies their pixels."""
+        return replace(self, labels=self.labels[rows], images=self.images[rows])
 
     @property
     def image_size(self) -> int:

@@ -37,11 +37,13 @@ class Weights(NamedTuple):
         state: CPU tensors by torchvision's names.
         format: who named them in the file; None: nobody known, they are named as there.
         source: the file, for messages.
+        channels: what pruning has left of the network's, see `models.resnet.ResNet`; else None.
     """
 
     state: dict[str, Tensor]
     format: WeightFormat | None
     source: str = "the file"
+    channels: Any = None
 
     @property
     def bn_epsilon(self) -> float | None:
@@ -130,7 +132,9 @@ def extract_weights(content: object, *, source: str = "the file", ema: bool = Fa
                 "are the same weight; save the one network that is wanted"
             )
         state[names[name]] = value
-    return Weights(state, _with_own_epsilon(row, content.get("model_options")))
+    options = content.get("model_options")
+    channels = options.get("channels") if isinstance(options, Mapping) else None
+    return Weights(state, _with_own_epsilon(row, options), channels=channels)
 
 
 def _check_tensors(weights: Mapping[Any, object], source: str) -> dict[str, Tensor]:
@@ -260,7 +264,7 @@ def load_pretrained(
     Raises:
         CheckpointError: the file cannot be read, or does not fit the model.
     """
-    state, row, source = load_weight_file(path, ema=ema)
+    state, row, source, _ = load_weight_file(path, ema=ema)
     return load_weights(
         model, state, source, row, replace_head=replace_head, min_matched=min_matched
     )

@@ -24,6 +24,7 @@ from typing import BinaryIO
 import torch
 
 from image_classification.errors import CheckpointError
+from image_classification.model_card import from_strings
 
 _ZIP = b"PK\x03\x04"
 # torch.save before 1.6, and today with _use_new_zipfile_serialization=False: a pickled number.
@@ -61,7 +62,8 @@ def load_tensors(path: str | os.PathLike[str]) -> object:
         path: the file. It is read completely and its check sums are compared.
 
     Returns:
-        What was saved: tensors, and numbers, strings, lists, tuples, dicts around them.
+        What was saved: tensors, and numbers, strings, lists, tuples, dicts around them. Of a
+        safetensors file its tensors by name, below `state_dict` where export.py wrote it.
 
     Raises:
         CheckpointError: missing, damaged, foreign or unsafe file, in one line.
@@ -192,11 +194,14 @@ def _load_safetensors(name: str) -> object:
             f"cannot load {name!r}: safetensors files need a package; pip install safetensors"
         ) from error
     try:
-        return safetensors.load_file(name, device="cpu")
+        tensors = safetensors.load_file(name, device="cpu")
+        with safetensors.safe_open(name, "pt") as file:
+            card = from_strings(file.metadata() or {})
     except Exception as error:
         raise CheckpointError(
             f"cannot load {name!r}: it is a damaged safetensors file; copy it again"
         ) from error
+    return {**card, "state_dict": tensors} if card else tensors
 
 
 def _torch_version() -> tuple[int, int]:

@@ -18,6 +18,7 @@ arXiv:1709.01507, residual branches that start at zero arXiv:1706.02677 (section
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -194,6 +195,7 @@ class Variant(NamedTuple):
     small_images: bool = False
 
 
+_STEM = 64
 _NARROW = (64, 128, 256, 512)
 _DOUBLE = (128, 256, 512, 1024)
 _WIDE = (256, 512, 1024, 2048)
@@ -211,6 +213,43 @@ for _depth in (18, 34, 50, 101, 152):
     VARIANTS[f"resnet{_depth}_cifar"] = VARIANTS[f"resnet{_depth}"]._replace(small_images=True)
 
 
+def channels_of(model: ResNet) -> list[int]:
+    """Read how many channels a network has, as the option `channels` of `ResNet` takes them.
+
+    Raises:
+        ValueError: the blocks of a stage differ from one another.
+    """
+    widths, outputs = [], []
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        blocks = [[m for m in block.children() if isinstance(m, nn.Conv2d)] for block in stage]
+        widths.append({layer.out_channels for block in blocks for layer in block[:-1]})
+        outputs.append({block[-1].out_channels for block in blocks})
+    if any(len(found) > 1 for found in widths + outputs):
+        raise ValueError(f"the blocks of a stage differ: {widths}, {outputs}")
+    return [model.conv1.out_channels, *(found.pop() for found in widths + outputs)]
+
+
+def _narrowed(variant: Variant, channels: Sequence[int]) -> tuple[Variant, int]:
+    """The variant with what is left of its channels, and those of the stem."""
+    most = [_STEM, *variant.widths, *variant.out_channels]
+    fits = (
+        isinstance(channels, list | tuple)
+        and len(channels) == len(most)
+        and all(
+            type(number) is int and 1 <= number <= limit
+            for number, limit in zip(channels, most, strict=True)
+        )
+    )
+    if not fits or variant.groups > 1:
+        raise UsageError(
+            f"channels must be whole numbers from 1 up to {most}, of a network without groups, "
+            f"got {channels}"
+        )
+    stem, w1, w2, w3, w4, *outputs = channels
+    o1, o2, o3, o4 = outputs
+    return variant._replace(widths=(w1, w2, w3, w4), out_channels=(o1, o2, o3, o4)), stem
+
+
 class ResNet(nn.Module):
     """A stem, four stages of residual blocks, and a linear classifier.
 
@@ -222,11 +261,13 @@ class ResNet(nn.Module):
         zero_init_last_bn: start every block as its shortcut alone (the last BatchNorm's scale
             is 0), which helps with large batches.
         dropout: probability of dropping a feature before the classifier, in [0, 1).
+        channels: how many pruning has left: of the stem, the four `widths` and the four
+            `out_channels` of `Variant`; None: all.
         **se_options: `fused_se` and `se_as_conv` of `SEBottleneck`.
 
     Raises:
-        UsageError: `conv_init` or `dropout` outside these ranges, or `se_options` for a network
-            without squeeze-and-excitation.
+        UsageError: `conv_init`, `dropout` or `channels` outside these ranges, or `se_options` for
+            a network without squeeze-and-excitation.
     """
 
     def __init__(
@@ -237,24 +278,28 @@ class ResNet(nn.Module):
         conv_init: ConvInit = "fan_out",
         zero_init_last_bn: bool = False,
         dropout: float = 0.0,
+        channels: Sequence[int] | None = None,
         **se_options: bool,
     ) -> None:
         super().__init__()
         check_common(conv_init, dropout)
+        stem = _STEM
+        if channels is not None:
+            variant, stem = _narrowed(variant, channels)
         if se_options and variant.block is not SEBottleneck:
             raise UsageError(f"{', '.join(se_options)}: the network has no squeeze-and-excitation")
         options: dict[str, Any] = dict(se_options)
         if variant.groups > 1:
             options["groups"] = variant.groups
 
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         if variant.small_images:
-            self.conv1, self.maxpool = conv3x3(3, 64), nn.Identity()
+            self.conv1, self.maxpool = conv3x3(3, stem), nn.Identity()
 
-        in_channels = 64
+        in_channels = stem
         stages: list[nn.Sequential] = []
         for stage, depth in enumerate(variant.depths):
             blocks = []

@@ -76,13 +76,13 @@ def test_results_are_where_the_document_says(device: Device) -> None:
     # A start that fails says so and leaves the results where they are.
     there = sorted(path.name for path in device.output.iterdir())
     failed = device.run("train_performance_1p.sh", "--epochs", "0")
-    assert failed.returncode == 2 and "--epochs 0: must be at least 1" in failed.stdout
+    assert failed.returncode == 2 and "--epochs: must be at least 1, received 0" in failed.stdout
     assert "the training failed with exit code 2" in failed.stderr
     assert "Final" not in failed.stdout
     assert sorted({*(path.name for path in device.output.iterdir())} - {"earlier"}) == there
     assert list((device.output / "earlier").iterdir()) == []
     log = (device.output / f"train_{device.name}.log").read_text()
-    assert block.group() in log and "--epochs 0: must be" in log
+    assert block.group() in log and "--epochs: must be" in log
     # A run that goes on adds to them; one anew keeps them aside.
     resumed = device.run("train_performance_1p.sh", "--epochs", "2", "--resume", "auto")
     assert resumed.returncode == 0 and "Epoch: 0 " not in resumed.stdout

@@ -121,7 +121,7 @@ def test_ours_is_wired_like_the_main_program(flags: list[str], tmp_path: Path) -
         model = main.build_model(state, splits.num_classes)
         main.settle_batch(state, model, splits)
         loader = main.build_loaders(state, splits)["train"]
-        theirs = main.build_trainer(state, model, loader)
+        theirs = main.build_trainer(state, model, loader, splits)
     assert signature(ours) == signature(theirs)
     images, _ = next(iter(loader))
     assert images.dtype == setup.images.dtype and images.stride() == setup.images.stride()

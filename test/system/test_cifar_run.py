@@ -36,7 +36,8 @@ def test_training_resume_and_evaluation(archive: Path, tmp_path: Path) -> None:
     saved = checkpoint(straight / "checkpoint.pth.tar")
     assert saved["classes"] == [f"fine_{i}" for i in range(6)]
     assert saved["preprocessing"]["train"] == {
-        "image_size": 32, "padding": 4, "flip": 0.5, "cutout": 0
+        "image_size": 32, "padding": 4, "flip": 0.5, "cutout": 0, "erasing": 0.0, "policy": None,
+        "policy_magnitude": 9, "policy_operations": 2,
     }  # fmt: skip
     assert saved["preprocessing"]["val"]["resize_size"] == 32
     evaluated = run_main(

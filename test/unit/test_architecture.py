@@ -23,16 +23,18 @@ LEVELS: dict[int, set[str]] = {
         "index_cache", "index_arrays", "user_cache", "packing", "batch_ring",
         "interruption", "heartbeat", "launcher", "run_files",
         "save_interval", "cifar", "pixel_index", "plain_pickle", "download", "small_images",
-        "confusion", "environment", "divergence", "control_group", "host_memory",
+        "confusion", "environment", "divergence", "control_group", "host_memory", "model_card",
         "weight_formats", "published_weights", "val_split",
         "presets", "policies", "image_operations", "batch_augmentation", "models"},
     1: {"distributed", "agreement", "running_sums", "logger", "dlll_log", "log_sinks"},
     2: {"checkpoint", "checkpoint_files", "saver", "pretrained", "loader_worker",
         "pytorch_loader", "synthetic_loader", "fast_loader", "dali_loader",
-        "resident_loader", "dataloaders", "workspace", "data_processing"},
+        "resident_loader", "dataloaders", "workspace", "data_processing", "trained_network",
+        "export_formats"},
     3: {"training", "validation", "epochs", "preflight", "inference", "failures", "dataset_tools",
-        "data_sources", "report", "doctor"},
-    4: {"main", "classify", "checkpoint2model", "launch", "multiproc", "setup"},
+        "data_sources", "report", "doctor", "exporter", "quantization", "pruning"},
+    4: {"main", "classify", "checkpoint2model", "export", "quantize", "prune", "launch",
+        "multiproc", "setup"},
 }  # fmt: skip
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 
@@ -193,7 +195,10 @@ def test_requirements_never_name_torch() -> None:
             assert not line.strip(' "').startswith(("torch>", "torch=", "torchvision")), name
 
 
-@pytest.mark.parametrize("module", ["main", "multiproc", "classify", "checkpoint2model", "models"])
+@pytest.mark.parametrize(
+    "module",
+    ["main", "multiproc", "classify", "checkpoint2model", "export", "quantize", "prune", "models"],
+)
 def test_entries_import_without_torch(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None; import {module}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

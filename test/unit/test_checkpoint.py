@@ -84,6 +84,7 @@ HOSTILE: dict[str, list[Any]] = {
     "model_options": [
         None, ["dropout"], {"depth": 3}, {"num_classes": 2}, {"dropout": 1}, {"dropout": math.nan},
         {"conv_init": "zeros"}, {"zero_init_last_bn": "yes"}, {"fused_se": True},
+        *({"channels": bad} for bad in (64, [0] * 9, ["64"] * 9, [True] * 9)),
     ],
     "counters": [{}, None, 3, {"step": 3}, COUNTERS | {"step": -1}, COUNTERS | {"step": 1.5}],
     "state_dict": [
@@ -172,12 +173,14 @@ def test_optimizer_state_is_whole_or_refused(tmp_path: Path, name: str, momentum
 def test_the_models_options_are_those_of_the_network() -> None:
     se = {"fused_se": True, "se_as_conv": True}
     good = {"conv_init": "fan_in", "zero_init_last_bn": True, "dropout": 0.5}
+    pruned = {"channels": [8] * 5 + [16] * 4}
     for network, names, others in (
-        (ResNet, set(good), {"variant", "num_classes", "se_options"}),
+        (ResNet, set(good | pruned), {"variant", "num_classes", "se_options"}),
         (SEBottleneck, set(se), {"in_channels", "width", "out_channels", "stride", "groups"}),
     ):
         assert inspect.signature(network).parameters.keys() - others == names
     assert checkpoint._is_model_options(good | se, {"arch": "se-resnext101-32x4d"})
+    assert checkpoint._is_model_options(good | pruned, {"arch": "resnet50"})
     for value in CONV_INITS:
         assert checkpoint._is_model_options(good | {"conv_init": value}, {"arch": "resnet50"})
 

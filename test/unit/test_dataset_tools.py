@@ -77,7 +77,7 @@ def test_a_split_that_is_there_must_be_whole(images: Path, capsys, command: str)
 def test_bad_options_are_one_line(images: Path, capsys) -> None:
     for words, text in (
         (["chek"], "COMMAND: invalid choice: 'chek'"),
-        (["check", str(images), "-j", "x"], "-j/--workers: invalid int value: 'x'"),
+        (["check", str(images), "-j", "x"], "--workers: invalid int value: 'x'"),
         (["check", str(images), "-j", "9999"], "-j 9999: must be between 1 and 1024"),
         (["check", str(images), "--list", "/none/x"], "--list /none/x cannot be written (No such"),
         (["pack", str(images), "t", "--quality", "0"], "--quality 0: must be between 1 and 95"),

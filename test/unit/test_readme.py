@@ -19,10 +19,13 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 
 import checkpoint2model
 import classify
+import export
 import launch
 import main
 import multiproc
-from benchmarks import loader, train_step
+import prune
+import quantize
+from benchmarks import inference, loader, train_step
 from image_classification import dataset_tools, errors
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.logger import METRICS
@@ -43,6 +46,10 @@ PARSERS: dict[str, argparse.ArgumentParser] = {
     "classify.py": classify.build_parser(),
     "checkpoint2model.py": checkpoint2model.build_parser(),
     "launch.py": launch.build_parser(),
+    "export.py": export.build_parser(),
+    "quantize.py": quantize.build_parser(),
+    "prune.py": prune.build_parser(),
+    "benchmarks/inference.py": inference.build_parser(),
     "benchmarks/train_step.py": train_step.build_parser(),
     "benchmarks/loader.py": loader.build_parser(),
     "image_classification.dataset_tools": dataset_tools.build_parser(),

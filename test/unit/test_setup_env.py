@@ -43,7 +43,7 @@ echo "uv $*" >>"{log}"
 if [ "$1" = venv ]; then mkdir -p "${{*: -1}}/bin"; cp "{made}" "${{*: -1}}/bin/python"; fi
 [ "$1" != venv ] || touch "${{*: -1}}/pyvenv.cfg"
 """
-ALL = ("numpy", "pillow", "scikit-learn", "nvidia-ml-py")
+ALL = ("numpy", "pillow", "pyyaml", "scikit-learn", "nvidia-ml-py")
 DEV = ("matplotlib", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools")
 
 
@@ -214,7 +214,7 @@ def test_vendor_torch_is_never_replaced(world: World, ensurepip: bool) -> None:
     assert result.stdout == f"{world.package / '.venv/bin/python'}\n"
     venv, install = world.calls()
     assert venv == "venv --system-site-packages --without-pip .venv"
-    assert install.endswith(" pillow>=9.4 scikit-learn>=1.2") and " -c " in install
+    assert install.endswith(" pillow>=9.4 pyyaml>=6 scikit-learn>=1.2") and " -c " in install
     assert "torch" not in install and "numpy" not in install
     assert world.run("--sample").stderr == ""
     assert world.calls() == []
@@ -233,7 +233,7 @@ def test_constraints_hold_what_is_installed(world: World) -> None:
 
 
 def test_in_place(world: World) -> None:
-    world.add_python(packages=("torch", "numpy", "pillow", "nvidia-ml-py"))
+    world.add_python(packages=("torch", "numpy", "pillow", "pyyaml", "nvidia-ml-py"))
     result = world.run("--sample", "--in-place")
     assert (result.returncode, result.stdout) == (0, "python3\n")
     (install,) = world.calls()

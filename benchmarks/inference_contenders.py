@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""The contenders of inference.py: one network in several files, formats and engines."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from benchmarks.measure import Contender, Unavailable
+from image_classification.device import Device
+from image_classification.export_formats import Forward, missing_packages, read_onnx
+
+
+class Engine(NamedTuple):
+    """A way to run a network on the CPU.
+
+    Attributes:
+        name: As in the table.
+        settings: One line for the JSON file.
+        path: The file that it runs.
+        load: Returns what maps float32 [N, 3, H, W] to logits; raises Unavailable.
+    """
+
+    name: str
+    settings: str
+    path: Path
+    load: Callable[[], Forward]
+
+
+class Runner:
+    """Classifies the same batch again and again."""
+
+    def __init__(self, forward: Forward, images: torch.Tensor) -> None:
+        self._forward, self._images = forward, images
+
+    def run(self, steps: int) -> int:
+        """Does the steps; returns their images."""
+        for _ in range(steps):
+            self._forward(self._images)
+        return steps * len(self._images)
+
+    def facts(self) -> dict[str, float]:
+        """There is nothing to read but the time."""
+        return {}
+
+
+def torch_engines(path: Path, model: nn.Module) -> list[Engine]:
+    """A checkpoint in PyTorch's eager mode: FP32, and bfloat16 where the CPU has it."""
+    return [
+        Engine(
+            f"{path.name} pytorch fp32", "eager, nchw", path, cache(partial(_torch_fp32, model))
+        ),
+        Engine(
+            f"{path.name} pytorch bf16", "eager, bfloat16 weights, nhwc", path,
+            cache(partial(_torch_bf16, model)),
+        ),
+    ]  # fmt: skip
+
+
+def onnx_engines(path: Path, threads: int) -> list[Engine]:
+    """An ONNX file in onnxruntime and OpenVINO."""
+    return [
+        Engine(
+            f"{path.name} onnxruntime", f"{threads} threads", path,
+            cache(partial(_onnxruntime, path, threads)),
+        ),
+        Engine(
+            f"{path.name} openvino", f"{threads} threads", path,
+            cache(partial(_openvino, path, threads)),
+        ),
+    ]  # fmt: skip
+
+
+def contenders(engines: Sequence[Engine], images: torch.Tensor) -> list[Contender]:
+    """What `measure.compare` takes, for one batch: float32 [N, 3, H, W]."""
+
+    def build(engine: Engine) -> Runner:
+        return Runner(engine.load(), images)
+
+    return [Contender(each.name, each.settings, partial(build, each)) for each in engines]
+
+
+def _torch_fp32(model: nn.Module) -> Forward:
+    return torch.inference_mode()(model)
+
+
+def _torch_bf16(model: nn.Module) -> Forward:
+    dtype, reason = Device.select("cpu").amp_dtype("auto")
+    if dtype is not torch.bfloat16:
+        raise Unavailable(reason)
+
+    half = copy.deepcopy(model).to(dtype, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return half(images.to(dtype, memory_format=torch.channels_last)).float()
+
+    return forward
+
+
+def _onnxruntime(path: Path, threads: int) -> Forward:
+    _require("onnxruntime")
+    return read_onnx(path, threads).forward
+
+
+def _openvino(path: Path, threads: int) -> Forward:
+    _require("openvino")
+    core = importlib.import_module("openvino").Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    compiled: Any = core.compile_model(core.read_model(path), "CPU", settings)
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0])
+
+
+def _require(package: str) -> None:
+    if missing_packages((package,)):
+        raise Unavailable(f"{package} is not installed; pip install {package}")

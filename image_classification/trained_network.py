@@ -1,0 +1,159 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""A trained network and all that belongs to it, from one file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from image_classification.augmentation import EvalPreset
+from image_classification.data_index import printable
+from image_classification.errors import CheckpointError, UsageError
+from image_classification.pretrained import extract_weights, has_ema, load_weights
+from image_classification.safe_load import load_tensors
+from models import create_model, find_arch, model_names
+from models.common import head_name
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedNetwork:
+    """What a file of a trained network holds.
+
+    Attributes:
+        model: float32, on the CPU, in evaluation mode.
+        arch: name of the network.
+        options: keyword arguments of `create_model` beside the number of classes.
+        classes: class names by index.
+        preset: how images are resized and cropped.
+        notes: one line each on what was chosen while loading.
+    """
+
+    model: nn.Module
+    arch: str
+    options: dict[str, Any]
+    classes: list[str]
+    preset: EvalPreset
+    notes: list[str]
+
+
+def load_trained_network(
+    path: str | os.PathLike[str],
+    *,
+    ema: bool | None = None,
+    arch: str | None = None,
+    image_size: int | None = None,
+    val_resize: int | None = None,
+    class_names: Sequence[str] | None = None,
+    bn_epsilon: float | None = None,
+) -> TrainedNetwork:
+    """Build the network that a file describes, with the file's weights.
+
+    Args:
+        path: a checkpoint of this package, a safetensors file of export.py, or bare weights, which
+            need `arch`.
+        ema: take the averaged weights (True), the others (False), or the averaged ones where the
+            file has them (None).
+        arch: name of the network; a checkpoint knows its own.
+        image_size: side of the network's input in pixels, instead of the checkpoint's.
+        val_resize: short side in pixels before the central crop, instead of the checkpoint's.
+        class_names: by index, instead of the checkpoint's. Without either, the index as text.
+        bn_epsilon: BatchNorm's, instead of what the file tells of its training, if it does.
+
+    Raises:
+        CheckpointError: unreadable or unsafe file, or one that does not fit.
+        UsageError: unknown network, or an `arch` is needed.
+    """
+    name = os.fspath(path)
+    content = load_tensors(path)
+    saved: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
+    averaged = has_ema(content) if ema is None else ema
+    weights = extract_weights(content, source=name, ema=averaged)
+
+    arch = _choose_arch(saved.get("arch"), arch, name)
+    options = saved.get("model_options") or {}
+    epsilon = bn_epsilon or weights.bn_epsilon
+    if epsilon and isinstance(options, Mapping):
+        options = {**options, "bn_epsilon": epsilon}
+    model, num_classes = _build(arch, options, weights.state, name)
+    report = load_weights(model, weights.state, name, weights.format, min_matched=1.0)
+    notes = [*report.messages, *report.warnings]
+    if averaged:
+        notes.append("using the averaged (EMA) weights")
+    return TrainedNetwork(
+        model=model.eval(),
+        arch=arch,
+        options=dict(options),
+        classes=_choose_classes(saved.get("classes"), class_names, num_classes, name),
+        preset=_choose_preset(saved.get("preprocessing"), image_size, val_resize, arch, name),
+        notes=notes,
+    )
+
+
+def _choose_arch(saved: object, wanted: str | None, source: str) -> str:
+    if isinstance(saved, str) and saved in model_names():
+        if wanted not in (None, saved):
+            raise CheckpointError(
+                f"{source} holds a {printable(saved, 60)}, not a {wanted}; drop --arch"
+            )
+        return saved
+    if wanted is None:  # other libraries have other names for the same networks
+        said = "does not say which network it is for"
+        if isinstance(saved, str):
+            said = f"calls its network {printable(saved, 60)!r}, a name of another library"
+        raise UsageError(f"{source} {said}; add --arch NAME")
+    return wanted
+
+
+def _build(
+    arch: str, options: Any, state: Mapping[str, torch.Tensor], source: str
+) -> tuple[nn.Module, int]:
+    """Build the network with as many classes as its weights in `state` have."""
+    try:
+        with torch.device("meta"):  # no memory, no time: only the name of its classifier is asked
+            head = head_name(create_model(arch, **options))
+        weight = state.get(f"{head}.weight")
+        if weight is None or weight.ndim != 2:
+            raise CheckpointError(f"{source} does not fit {arch}: it has no {head}.weight")
+        return create_model(arch, weight.shape[0], **options), weight.shape[0]
+    except (TypeError, UsageError) as error:
+        raise CheckpointError(
+            f"{source} has model_options that {arch} does not take ({printable(str(error))}); "
+            "was it written by another version?"
+        ) from error
+
+
+def _choose_classes(
+    saved: object, wanted: Sequence[str] | None, num_classes: int, source: str
+) -> list[str]:
+    names = saved if wanted is None else list(wanted)
+    if names is None:
+        return [str(index) for index in range(num_classes)]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{source} is damaged: its classes are not a list of names")
+    if len(names) != num_classes:
+        raise CheckpointError(
+            f"{source} has {num_classes} outputs, but there are {len(names)} class names"
+        )
+    return names
+
+
+def _choose_preset(
+    saved: object, image_size: int | None, val_resize: int | None, arch: str, source: str
+) -> EvalPreset:
+    if isinstance(saved, Mapping) and isinstance(saved.get("val"), Mapping):
+        try:
+            preset = EvalPreset.from_dict(dict(saved["val"]))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{source}: {printable(str(error))}") from error
+    else:
+        size = find_arch(arch).image_size
+        preset = EvalPreset(size, size + 32)
+    margin = preset.resize_size - preset.image_size
+    size = image_size or preset.image_size
+    return dataclasses.replace(preset, image_size=size, resize_size=val_resize or size + margin)
