@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from image_classification import export_formats, model_card
 from image_classification.atomic_file import atomic_file
@@ -22,8 +23,9 @@ from image_classification.export_formats import FORMATS, Example, Forward
 from image_classification.image_reading import eval_pixels, read_image
 from image_classification.trained_network import TrainedNetwork
 
-# Largest difference, relative to the largest logit: what another order of float32 sums may cost.
-TOLERANCE = 1e-4
+# What another order of float32 sums may cost: a share of the largest logit or, where a network
+# amplifies rounding, a multiple of what PyTorch's own logits are off.
+TOLERANCE, OWN_ERRORS = 1e-4, 4.0
 # Two sizes, neither of them the example's, show that the file takes any batch.
 _CHECKED_BATCHES = (1, 3)
 _RANDOM_IMAGES = 3
@@ -76,10 +78,15 @@ def export(
 
 
 def _inputs(network: TrainedNetwork, images: Sequence[str]) -> Tensor:
-    """Random numbers as of normalised images, then the given images; float32 [N, 3, S, S]."""
+    """Random spots of colour, normalised, then the given images; float32 [N, 3, S, S].
+
+    Spots, because on noise from pixel to pixel, which no network was made for, some answer with
+    numbers that PyTorch itself cannot reproduce in another batch.
+    """
     size = network.preset.image_size
     generator = torch.Generator().manual_seed(0)
-    random = torch.randn(_RANDOM_IMAGES, 3, size, size, generator=generator)
+    spots = torch.randn(_RANDOM_IMAGES, 3, 4, 4, generator=generator)
+    random = nn.functional.interpolate(spots, size=(size, size), mode="bilinear")
     if not images:
         return random
     feeder = DeviceFeeder(
@@ -107,43 +114,43 @@ def _check(
     if written.card != model_card.to_strings(card):
         raise CheckpointError(f"the {name} file does not hold its description; it was not kept")
     sizes = _CHECKED_BATCHES if batch_size is None else (batch_size,)
-    difference, largest = compare(network.model, written.forward, inputs, sizes)
-    allowed = TOLERANCE * largest
+    difference, allowed = compare(network.model, written.forward, inputs, sizes)
     if not difference <= allowed:  # NaN is not
         raise CheckpointError(
-            f"the {name} file computes other logits than PyTorch: they differ by up to "
+            f"the {name} file computes other logits than the network: they are off by up to "
             f"{difference:.1e}, allowed is {allowed:.1e}; it was not kept. Another --format, or "
             "other versions of torch and of the packages, may do better"
         )
     real = f"and {len(inputs) - _RANDOM_IMAGES} real " if len(inputs) > _RANDOM_IMAGES else ""
     return (
         f"checked with {_RANDOM_IMAGES} random {real}images in batches of "
-        f"{' and '.join(map(str, sizes))}: logits differ by up to {difference:.1e} "
-        f"(allowed {allowed:.1e}, {TOLERANCE:g} of the largest)"
+        f"{' and '.join(map(str, sizes))}: logits are off by up to {difference:.1e} "
+        f"(allowed {allowed:.1e})"
     )
 
 
 @torch.inference_mode()
 def compare(
-    reference: Forward, forward: Forward, images: Tensor, batch_sizes: Sequence[int]
+    model: nn.Module, forward: Forward, images: Tensor, batch_sizes: Sequence[int]
 ) -> tuple[float, float]:
-    """Run two networks on the same images.
+    """Compare logits with those that the network gives in float64.
 
     Args:
-        reference: maps float32 [N, 3, H, W] to logits [N, C].
-        forward: likewise.
+        model: float32, on the CPU, in evaluation mode.
+        forward: maps float32 [N, 3, H, W] to logits [N, C].
         images: float32 [M, 3, H, W]; where a batch size does not divide M, some come twice.
         batch_sizes: each is tried on all images.
 
     Returns:
-        The largest absolute difference of two logits (NaN where one is NaN), and the largest
-        absolute logit of the reference.
+        The largest absolute error of `forward` (NaN where a logit is NaN), and how large it may be.
     """
-    differences, largest = [], []
+    exact = copy.deepcopy(model).double()
+    found = []
     for size in batch_sizes:
         rows = torch.arange(-(-len(images) // size) * size) % len(images)
         for batch in images[rows].split(size):
-            logits = reference(batch)
-            differences.append((forward(batch) - logits).abs().max())
-            largest.append(logits.abs().max())
-    return float(torch.stack(differences).max()), float(torch.stack(largest).max())
+            logits = exact(batch.double())
+            errors = [(each - logits).abs().max() for each in (forward(batch), model(batch))]
+            found.append(torch.stack([*errors, logits.abs().max()]))
+    error, own, largest = torch.stack(found).amax(dim=0).tolist()
+    return error, max(TOLERANCE * largest, OWN_ERRORS * own)
