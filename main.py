@@ -145,6 +145,7 @@ def _add_augmentation_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    group.set_defaults(channels=None)  # found in weights of a pruned network
     add = group.add_argument
     add("-a", "--arch", choices=model_names(), metavar="NAME",
         help=f"network (default: resnet50): {', '.join(model_names())}")
@@ -318,10 +319,8 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
 
 
 FREEZABLE = ["none", "stage1", "stage2", "stage3", "stage4", "backbone"]
-DATA_BACKENDS = [
-    "auto", "fast", "pytorch", "dali-cpu", "dali-gpu", "dali-mlu", "resident", "synthetic",
-    "syntetic",
-]
+DATA_BACKENDS = ["auto", "fast", "pytorch", "dali-cpu", "dali-gpu", "dali-mlu", "resident",
+                 "synthetic", "syntetic"]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -544,7 +543,8 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
         args.image_size = args.image_size or preset["image_size"]
         args.val_resize = args.val_resize or preset["resize_size"]
         args.interpolation = args.interpolation or preset["interpolation"]
-        for name in ("bn_momentum", "bn_epsilon"):  # without them the weights mean something else
+        # Without them the weights mean something else.
+        for name in ("bn_momentum", "bn_epsilon", "channels"):
             given = getattr(args, name)
             setattr(args, name, saved["model_options"].get(name) if given is None else given)
     args.arch = args.arch or default_arch(args)
@@ -609,7 +609,7 @@ def presets(
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """The create_model options of this command line; stored in checkpoints."""
     options = {"conv_init": args.conv_init, "zero_init_last_bn": args.zero_init_last_bn}
-    for name in ("dropout", "survival_prob", "bn_momentum", "bn_epsilon"):
+    for name in ("dropout", "survival_prob", "bn_momentum", "bn_epsilon", "channels"):
         if (value := getattr(args, name)) is not None:
             options[name] = value
     if args.arch.startswith("se-"):
@@ -851,8 +851,9 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
         args.arch, args.pretrained_weights, published=args.pretrained or args.pretrained_optional,
         version=args.weights_version, folder=Path(args.weights_dir or PACKAGE_ROOT / "weights"),
         optional=args.pretrained_optional, say=logger.message, warn=logger.warning)
-    if given is not None and args.bn_epsilon is None:
-        args.bn_epsilon = given.bn_epsilon
+    if given is not None:
+        args.bn_epsilon = given.bn_epsilon if args.bn_epsilon is None else args.bn_epsilon
+        args.channels = given.channels if find_arch(args.arch).family == "resnet" else None
     if given is None and args.pretrained_optional:  # random weights are worth no freezing
         args.freeze = saved["config"].get("freeze", "none") if saved else "none"
     torch.manual_seed(state.seed)

@@ -13,6 +13,7 @@ import torch
 
 import classify
 import export
+import main
 import prune
 from image_classification.augmentation import EvalPreset
 from image_classification.errors import UsageError
@@ -138,3 +139,22 @@ def test_user_errors(
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     assert prune.main(["--checkpoint", str(checkpoint)]) == 2
     assert "pip install torch-pruning" in capsys.readouterr().err
+
+
+def test_a_pruned_network_is_trained_and_resumed(tmp_path: Path) -> None:
+    channels = [8, 8, 16, 24, 32, 8, 24, 40, 48]
+    model = create_model("resnet18_cifar", 3, channels=channels)
+    weights, workspace = tmp_path / "narrow.pth.tar", tmp_path / "run"
+    torch.save({"arch": "resnet18_cifar", "state_dict": model.state_dict(),
+                "model_options": {"channels": channels}}, weights)  # fmt: skip
+    common = ["--data-backend", "synthetic", "--num-classes", "3", "--device", "cpu", "--prof", "1",
+              "-b", "2", "--workspace", str(workspace)]  # fmt: skip
+    start = ["--arch", "resnet18_cifar", "--pretrained-weights", str(weights), "--epochs", "1"]
+    for flags in (start, ["--resume", "auto", "--epochs", "2"]):
+        assert main.main([*common, *flags]) == 0
+        saved = torch.load(workspace / "checkpoint.pth.tar", weights_only=True)
+        assert saved["model_options"]["channels"] == channels
+        assert {name: value.shape for name, value in saved["state_dict"].items()} == {
+            name: value.shape for name, value in model.state_dict().items()
+        }
+    assert saved["epoch"] == 2
