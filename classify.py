@@ -180,7 +180,7 @@ class Printer:
 
     def write(self, prediction: Prediction) -> None:
         """Print one prediction."""
-        from image_classification.data_index import printable
+        from image_classification.errors import printable
 
         print(printable(prediction.path or "image"))
         for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):

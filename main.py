@@ -21,19 +21,19 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
-from image_classification import affinity, recipes
+from image_classification import affinity, option_rules, recipes
 from image_classification import option_types as kind
 from image_classification import presets as preparation
 from image_classification import run_files as names
-from image_classification.device_table import DEVICE_TABLE
 from image_classification.errors import UsageError, UserError, tell
 from image_classification.interruption import EXIT_CODE, Interruption, Stopped
 from image_classification.option_parser import OptionParser
 from image_classification.option_types import AUTO, Number
+from image_classification.samples import SAMPLE_PREFIX, find_sample, is_sample
 from image_classification.save_interval import SaveInterval
-from models import find_arch, model_names
+from models import NETWORK_PARTS, find_arch, model_names
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
 DOWNLOADS = PACKAGE_ROOT / "data"
-SAMPLE_PREFIX = "sample:"
 DEFAULT_CROP_SCALE = (0.08, 1.0)
 
 # ------------------------------------------------------------------------------------------------
@@ -171,7 +170,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     add("--bn-epsilon", "--bn_epsilon", type=kind.POSITIVE, metavar="E",
         help="added to BatchNorm's variances (default: EfficientNet 0.001, others 1e-5)")
     add("--freeze-bn", action="store_true", help="keep BatchNorm statistics fixed in training")
-    add("--freeze", default="none", metavar="PART", choices=FREEZABLE,
+    add("--freeze", default="none", metavar="PART", choices=NETWORK_PARTS,
         help="do not train the first parts of the network: up to stage1, ... stage4, or the "
         "backbone, which is all but the classifier (default: none)")
     add("--unfreeze-after", type=kind.COUNT, metavar="EPOCHS",
@@ -318,7 +317,6 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add("--tensorboard", action="store_true", help="also write <workspace>/tensorboard")
 
 
-FREEZABLE = ["none", "stage1", "stage2", "stage3", "stage4", "backbone"]
 DATA_BACKENDS = ["auto", "fast", "pytorch", "dali-cpu", "dali-gpu", "dali-mlu", "resident",
                  "synthetic", "syntetic"]
 
@@ -343,13 +341,13 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         argv = [*read_recipes(recipe).find(recipe.rpartition(":")[2]).words, *argv]
         args, problems = parser.parse_all(argv)
     name = getattr(args, "directory", None) or getattr(args, "data", None)
-    if _is_sample(name):
-        parser.set_defaults(**_sample_recipe(name))
+    if name is not None and is_sample(name):
+        parser.set_defaults(**find_sample(name).recipe)
         args, problems = parser.parse_all(argv)
     if not vars(args):
         raise UsageError("\n".join(problems))
     notes = _resolve_aliases(args, problems)
-    problems += validate_args(args)
+    problems += option_rules.broken_rules(args)
     if problems:
         raise UsageError("\n".join(problems))
     return args, notes
@@ -358,20 +356,6 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def read_recipes(name: str = "") -> recipes.RecipeBook:
     """Reads the file in front of a recipe's name, by default the package's."""
     return recipes.read(name.rpartition(":")[0] or PACKAGE_ROOT / "recipes.yml")
-
-
-def _is_sample(name: str | None) -> TypeGuard[str]:
-    return name is not None and name.startswith(SAMPLE_PREFIX)
-
-
-def _sample_recipe(name: str) -> dict[str, Any]:
-    from image_classification.datasets import SAMPLES
-
-    sample = SAMPLES.get(name.removeprefix(SAMPLE_PREFIX))
-    if sample is None:
-        known = ", ".join(SAMPLE_PREFIX + known for known in SAMPLES)
-        raise UsageError(f"unknown sample {name!r}; known: {known}")
-    return dict(sample.recipe)
 
 
 def _resolve_aliases(args: argparse.Namespace, problems: list[str]) -> list[str]:
@@ -403,99 +387,6 @@ def _resolve_aliases(args: argparse.Namespace, problems: list[str]) -> list[str]
     return notes
 
 
-def validate_args(args: argparse.Namespace) -> list[str]:
-    """Returns one line per combination that makes no sense; single values have been checked."""
-    rules = [*_rules_of_the_run(args), *_rules_of_training(args)]
-    return [line for broken, line in rules if broken]
-
-
-def _rules_of_the_run(args: argparse.Namespace) -> list[tuple[Any, str]]:
-    synthetic = args.data_backend == "synthetic"
-    given = args.pretrained_weights or args.pretrained or args.pretrained_optional
-    rules: list[tuple[Any, str]] = [
-        (not (args.data or synthetic or args.doctor or args.list_recipes),
-         "DIR is missing: give a data folder, sample:digits, or --data-backend synthetic"),
-        (args.data_backend == "dali-mlu",
-         "--data-backend dali-mlu: DALI has no MLU version that can be installed; use fast"),
-        (args.crop_scale[0] > args.crop_scale[1],
-         f"--crop-scale {args.crop_scale[0]} {args.crop_scale[1]}: needs MIN <= MAX"),
-        (args.fp16 and not args.evaluate,
-         "--fp16 is for inference: add --evaluate, or train with --amp"),
-        (args.fp16 and args.amp, "--fp16 and --amp exclude each other; give one"),
-        (args.check and args.evaluate, "--check is for a training: drop --evaluate"),
-        (args.batch_size == AUTO and (args.evaluate or args.sync_bn),
-         "--batch-size auto goes neither with --evaluate nor with --sync-bn: give a number"),
-        (args.evaluate and args.training_only, "--evaluate and --training-only exclude each other"),
-        (args.evaluate and args.resume == "auto", "--evaluate needs the path: --resume PATH"),
-        (args.evaluate and not (args.resume or given or synthetic),
-         "--evaluate would measure random weights: add --resume PATH or --pretrained-weights FILE"),
-        (args.evaluate and args.seeds, "--seeds trains: drop --evaluate"),
-        (args.seeds and args.seed is not None, "--seed and --seeds exclude each other"),
-        (args.seeds and args.resume not in (None, "auto"),
-         "--seeds starts several runs: it goes with --resume auto only"),
-        (args.resume not in (None, "auto") and given,
-         "--resume brings its own weights: drop --pretrained and --pretrained-weights"),
-        (args.pretrained_weights and (args.pretrained or args.pretrained_optional),
-         "--pretrained and --pretrained-weights exclude each other; give one"),
-        ((args.weights_dir or args.weights_version)
-         and not (args.pretrained or args.pretrained_optional),
-         "--weights-dir and --weights-version belong to --pretrained"),
-        (args.pretrained_optional and args.evaluate, "--evaluate needs --pretrained itself"),
-        (args.val_resize and args.image_size and args.val_resize < args.image_size,
-         f"--val-resize {args.val_resize} is smaller than --image-size {args.image_size}"),
-        (args.sync_bn and args.device == "cpu",
-         "--sync-bn needs an accelerator; on cpu run without it"),
-        (args.dist_backend not in (None, "gloo") and args.device in DEVICE_TABLE
-         and args.dist_backend != DEVICE_TABLE[args.device].collective,
-         f"--dist-backend {args.dist_backend} does not serve device '{args.device}'; leave it "
-         "out"),
-        (args.amp_dtype != "auto" and not args.amp, f"--amp-dtype {args.amp_dtype} needs --amp"),
-        (args.tf32 is not None and args.device not in ("auto", "cuda"),
-         f"--tf32 is a switch of cuda, the device is {args.device}"),
-        (len({args.checkpoint_filename, args.raport_file} - {*names.RESERVED_NAMES}) < 2,
-         f"--checkpoint-filename, --raport-file, {', '.join(names.RESERVED_NAMES)} must differ"),
-    ]
-    for option in ("--checkpoint-filename", "--raport-file", "--run-name"):
-        name = getattr(args, option.lstrip("-").replace("-", "_"))
-        rules.append((name is not None and (Path(name).name != name or name in ("", "..")),
-                      f"{option} {name!r}: must be a name without folders"))
-        rules.append((name not in (None, "..") and (name[:1] == "." or name.endswith(".sha256")),
-                      f"{option} {name!r}: no dot in front, and no .sha256 at the end"))
-    return rules
-
-
-def _rules_of_training(args: argparse.Namespace) -> list[tuple[Any, str]]:
-    (number, strength), most, strongest = (
-        args.randaugment, preparation.MOST_OPERATIONS, preparation.STRONGEST)
-    return [
-        (not 1 <= number <= most or strength > strongest,
-         f"--randaugment {number} {strength}: needs 1..{most} operations of 0..{strongest}"),
-        (args.randaugment != [2, 9] and args.augmentation != "randaugment",
-         "--randaugment is for --augmentation randaugment"),
-        (args.nesterov and args.optimizer != "sgd", "--nesterov is for --optimizer sgd"),
-        (args.nesterov and args.momentum == 0, "--nesterov needs --momentum above 0"),
-        (args.on_divergence == "rollback" and not args.save_checkpoints,
-         "--on-divergence rollback goes back to a checkpoint: drop --no-checkpoints"),
-        (args.training_only and args.early_stopping_patience > 0,
-         "--early-stopping-patience needs the validation that --training-only leaves out"),
-        (args.optimizer_batch_size > 0 and args.batch_size > 0
-         and args.optimizer_batch_size % args.batch_size,
-         f"--optimizer-batch-size {args.optimizer_batch_size} is not a multiple of "
-         f"{args.batch_size} (--batch-size)"),
-        (args.lr_schedule != "step" and (args.lr_milestones is not None or args.lr_gamma != 0.1),
-         "--lr-milestones and --lr-gamma are for --lr-schedule step"),
-        (args.lr_milestones is not None and sorted(set(args.lr_milestones)) != args.lr_milestones,
-         "--lr-milestones: needs growing numbers of epochs"),
-        (args.end_lr > 0 and args.lr_schedule == "step",
-         "--end-lr is for --lr-schedule linear, cosine or exponential"),
-        (args.unfreeze_after is not None and args.freeze == "none",
-         "--unfreeze-after needs --freeze stage1, ... or backbone"),
-        (args.freeze != "none" and args.jit == "script",
-         "--freeze does not go with --jit script, which hides the network's parts"),
-        (args.head_lr is not None and args.lr == 0, "--head-lr is a multiple of --lr: not with 0"),
-    ]
-
-
 # ------------------------------------------------------------------------------------------------
 # What the options mean for the parts of a run
 # ------------------------------------------------------------------------------------------------
@@ -510,7 +401,7 @@ def choose_workspace(args: argparse.Namespace, seed: int | None) -> tuple[Path, 
     """The folder of --workspace, else the checkpoint's, else models/<run name, sample, network>."""
     from image_classification import workspace
 
-    sample = args.data.removeprefix(SAMPLE_PREFIX) if _is_sample(args.data) else None
+    sample = args.data.removeprefix(SAMPLE_PREFIX) if is_sample(args.data) else None
     name = args.run_name or sample or args.arch or default_arch(args)
     base, use = workspace.choose(
         args.workspace, PACKAGE_ROOT / "models" / name, args.resume,
@@ -522,9 +413,8 @@ def settle_dataset(args: argparse.Namespace) -> None:
     """Fills in which kind of data set DIR holds."""
     from image_classification import data_sources
 
-    if args.data_backend == "synthetic" or _is_sample(args.data):
-        args.dataset = "folder"
-    args.dataset = data_sources.settle_dataset(args.dataset, args.data)
+    synthetic = args.data_backend == "synthetic"
+    args.dataset = "folder" if synthetic else data_sources.settle_dataset(args.dataset, args.data)
 
 
 def default_arch(args: argparse.Namespace) -> str:
@@ -771,12 +661,10 @@ def load_data(state: Run) -> Splits:
     if args.data_backend == "synthetic":
         return data_sources.synthetic_splits(
             args.synthetic_size, args.num_classes or (saved["num_classes"] if saved else 1000))
-    sample = data.removeprefix(SAMPLE_PREFIX) if _is_sample(data) else None
     splits = data_sources.load(
         data, args.dataset, train=not args.evaluate, val=not args.training_only,
         val_share=args.val_split, layout=args.data_layout, num_classes=args.num_classes,
-        say=state.logger.message,
-        sample=None if sample is None else (sample, DOWNLOADS / sample),
+        say=state.logger.message, samples=DOWNLOADS,
         small_side=args.image_size if shows_small_images(args) else None,
         create=data == str(DOWNLOADS))
     if splits.made_val and splits.train and state.launch.primary and not args.check:

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classification.augmentation import hash64
-from image_classification.data_index import printable
-from image_classification.errors import DataError, ImageError
+from image_classification.errors import DataError, ImageError, printable
 from image_classification.sample_reader import SampleReader
 
 # So few bad files never end a run, however small the data set.

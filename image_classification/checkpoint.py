@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from image_classification.augmentation import EvalPreset, ShiftPreset, TrainPreset
-from image_classification.data_index import printable
-from image_classification.errors import CheckpointError
+from image_classification.errors import CheckpointError, printable
 from image_classification.optimizers import OPTIMIZERS
 from image_classification.safe_load import is_plain_tensor, load_tensors
 from models import model_names

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classification.data_index import few, printable
-from image_classification.errors import DataError
+from image_classification.data_index import few
+from image_classification.errors import DataError, printable
 from image_classification.pixel_index import PixelIndex
 from image_classification.plain_pickle import load_plain_pickle
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from image_classification.data_index import printable
+from image_classification.errors import printable
 
 #: Up to so many classes a terminal shows the matrix.
 MATRIX_CLASSES = 20

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from image_classification.errors import DataError
+from image_classification.errors import DataError, printable
 
 # The names that torchvision's ImageFolder takes, so that both see the same samples.
 IMAGE_EXTENSIONS = (
@@ -119,16 +119,6 @@ class IndexBuilder:
             split=split,
             source=source,
         )
-
-
-def printable(text: str | bytes | os.PathLike, limit: int = 300) -> str:
-    """`text` on one line for a message: control characters and undecodable bytes become "?".
-
-    File names come from outside and must not be able to steer the reader's terminal.
-    """
-    text = os.fsdecode(text)
-    clean = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
 
 
 def describe_imbalance(counts: ArrayLike, classes: list[str]) -> str | None:

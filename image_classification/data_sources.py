@@ -14,16 +14,9 @@ from image_classification import small_images
 from image_classification.cifar import CIFAR_SETS, find_cifar
 from image_classification.data_index import ImageIndex, describe_imbalance
 from image_classification.dataloaders import synthetic_splits
-from image_classification.datasets import (
-    SAMPLES,
-    Splits,
-    adopt_classes,
-    has_split,
-    load_splits,
-    prepare_sample,
-)
-from image_classification.errors import UsageError
+from image_classification.datasets import Splits, adopt_classes, has_split, load_splits
 from image_classification.pixel_index import PixelIndex
+from image_classification.samples import SAMPLE_PREFIX, is_sample, prepare_sample
 from image_classification.val_split import make_splits
 
 __all__ = [
@@ -32,7 +25,6 @@ __all__ = [
 
 AnyIndex = TypeVar("AnyIndex", ImageIndex, PixelIndex)
 
-SAMPLE_PREFIX = "sample:"
 DATASETS = ("auto", "folder", *CIFAR_SETS)
 
 
@@ -41,11 +33,13 @@ def settle_dataset(wanted: str, data: str) -> str:
 
     Args:
         wanted: One of DATASETS.
-        data: DIR.
+        data: DIR, or "sample:NAME".
 
     Returns:
         One of DATASETS, but "auto".
     """
+    if is_sample(data):
+        return "folder"
     if wanted != "auto":
         return wanted
     found = find_cifar(Path(data))
@@ -60,7 +54,7 @@ def load(
     val: bool,
     layout: str,
     num_classes: int | None,
-    sample: tuple[str, Path] | None,
+    samples: Path,
     small_side: int | None,
     create: bool,
     val_share: float | None = None,
@@ -69,13 +63,13 @@ def load(
     """Index the images of a run, or bring them into memory where they are small.
 
     Args:
-        data: DIR.
+        data: DIR, or "sample:NAME".
         dataset: What `settle_dataset` has found.
         train: Index the training images.
         val: Index the validation images.
         layout: See `datasets.load_splits`.
         num_classes: What the user asked for.
-        sample: A built-in data set instead of DIR: its name, and where it is written.
+        samples: Folder below which built-in data sets are written.
         small_side: A folder whose images all have this side in pixels is brought into memory.
         create: Make DIR for a download if it is missing.
         val_share: Share of the training images that becomes val where DIR has none, 0..1.
@@ -86,11 +80,14 @@ def load(
 
     Raises:
         DataError: Missing, unreadable, empty, malformed or contradictory data.
+        UsageError: Unknown built-in data set.
     """
     if dataset in CIFAR_SETS:
         files = small_images.cifar_files(Path(data), dataset, say, create=create)
         return small_images.load_cifar_splits(files, train=train, val=val, num_classes=num_classes)
-    folder = Path(data) if sample is None else prepare_sample(*sample)
+    folder = Path(data)
+    if is_sample(data):
+        folder = prepare_sample(data, samples / data.removeprefix(SAMPLE_PREFIX))
     if val and val_share is not None and folder.is_dir() and not has_split(folder, "val"):
         splits = make_splits(folder, val_share, train=train, layout=layout, num_classes=num_classes)
     else:
@@ -120,19 +117,11 @@ def load_for_network(
 
     Raises:
         DataError: as for `load`, or a class that the network does not know.
-        UsageError: unknown sample.
+        UsageError: as for `load`.
     """
-    sample = None
-    if data.startswith(SAMPLE_PREFIX):
-        name = data.removeprefix(SAMPLE_PREFIX)
-        if name not in SAMPLES:
-            known = ", ".join(SAMPLE_PREFIX + known for known in SAMPLES)
-            raise UsageError(f"unknown sample {data!r}; known: {known}")
-        sample = name, samples / name
     splits = load(
-        data, "folder" if sample else settle_dataset("auto", data), train=train, val=True,
-        layout="auto", num_classes=len(classes), sample=sample, small_side=None, create=False,
-        say=say,
+        data, settle_dataset("auto", data), train=train, val=True, layout="auto",
+        num_classes=len(classes), samples=samples, small_side=None, create=False, say=say,
     )  # fmt: skip
     for warning in splits.warnings:
         say(warning)

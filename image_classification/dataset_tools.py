@@ -24,7 +24,7 @@ from typing import TextIO
 
 from image_classification.affinity import MAX_THREADS, default_threads
 from image_classification.atomic_file import atomic_file
-from image_classification.data_index import ImageIndex, printable
+from image_classification.data_index import ImageIndex
 from image_classification.data_processing.examination import State, examine
 from image_classification.data_processing.gathering import Sources
 from image_classification.data_processing.processing import (
@@ -33,8 +33,8 @@ from image_classification.data_processing.processing import (
     process,
 )
 from image_classification.data_processing.summary import TEXT_NAME
-from image_classification.datasets import load_split
-from image_classification.errors import DataError, UsageError, UserError, tell
+from image_classification.datasets import has_split, load_split
+from image_classification.errors import DataError, UsageError, UserError, printable, tell
 from image_classification.image_reading import unreadable
 from image_classification.option_parser import OptionParser
 from image_classification.packing import INDEX_ENDING, PackSettings, pack_split
@@ -96,11 +96,10 @@ def _splits(data: Path, out: TextIO) -> list[ImageIndex]:
     """The splits of a data folder; one that is not there at all is a warning."""
     splits, missing = [], []
     for split in ("train", "val"):
-        forms = (split, f"{split}.txt", split + INDEX_ENDING)
         try:
             splits.append(load_split(data, split))
         except DataError as error:
-            if any((data / form).exists() for form in forms):
+            if has_split(data, split):
                 raise
             missing.append(error)
     if not splits:

@@ -16,11 +16,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from image_classification.data_index import ImageIndex, few, printable, scan_class_folders
-from image_classification.errors import DataError
+from image_classification.data_index import ImageIndex, few, scan_class_folders
+from image_classification.errors import DataError, printable
 from image_classification.index_cache import load_index, save_index
 from image_classification.list_files import ImageList, read_class_names, read_image_list
-from image_classification.packing import packed_index
+from image_classification.packing import INDEX_ENDING, packed_index
 from image_classification.pixel_index import PixelIndex
 from image_classification.samples import SAMPLES, Sample, prepare_sample
 
@@ -153,9 +153,7 @@ def load_splits(
 
 def has_split(data: Path, split: str) -> bool:
     """Whether a data folder holds the images of a split, packed or not, or a list of them."""
-    if (data / split).is_dir() or (data / f"{split}.txt").is_file():
-        return True
-    return packed_index(data, split) is not None
+    return any((data / form).exists() for form in (split, f"{split}.txt", split + INDEX_ENDING))
 
 
 def match_classes(index: AnyIndex, classes: list[str], owner: str) -> AnyIndex:

@@ -9,6 +9,7 @@ The entry scripts print it once, without a traceback, and exit with `exit_code`.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Iterable
 
@@ -19,14 +20,23 @@ class UserError(Exception):
     exit_code = 2
 
 
+def printable(text: str | bytes | os.PathLike, limit: int = 300) -> str:
+    """`text` on one line for a message: control characters and undecodable bytes become "?".
+
+    File names come from outside and must not be able to steer the reader's terminal.
+    """
+    text = os.fsdecode(text)
+    clean = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
 def tell(program: str, error: UserError) -> int:
     """Print an error, a line for each problem, and return its exit code.
 
     A line may quote a file: nothing in it can steer the reader's terminal.
     """
     for line in str(error).splitlines():
-        clean = "".join(letter if letter.isprintable() else "?" for letter in line)
-        sys.stderr.write(f"{program}: error: {clean}\n")
+        sys.stderr.write(f"{program}: error: {printable(line, sys.maxsize)}\n")
     return error.exit_code
 
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 from torch import nn
 
 from image_classification.errors import UsageError
-
-#: Each includes what comes before it; the backbone is everything but the classifier.
-PARTS = ("none", "stage1", "stage2", "stage3", "stage4", "backbone")
+from models import NETWORK_PARTS
 
 
 class Freezing:
@@ -17,7 +15,8 @@ class Freezing:
 
     Args:
         model: A network of this package (`stages` returns its parts).
-        until: The last part that is kept, one of `PARTS`.
+        until: The last part that is kept, one of `models.NETWORK_PARTS`; the backbone is everything
+            but the classifier.
         epochs: Epochs after which everything is trained; None: never.
 
     Raises:
@@ -28,8 +27,7 @@ class Freezing:
         self._modules: list[nn.Module] = []
         self._epochs = epochs
         self.active = False
-        number = {"none": -1, "backbone": 4}.get(until, PARTS.index(until))
-        if number >= 0:
+        if number := NETWORK_PARTS.index(until):
             if not hasattr(model, "stages"):
                 raise UsageError(f"--freeze {until}: this network does not say what its stages are")
             self._modules = [module for stage in model.stages()[: number + 1] for module in stage]
@@ -48,7 +46,6 @@ class Freezing:
         self.active = active
         for module in self._modules if changed else ():
             module.requires_grad_(not active)
-        for module in self._modules if active else ():
             module.zero_grad(set_to_none=True)
         return changed
 

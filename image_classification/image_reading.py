@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from image_classification.augmentation import EvalPreset, TrainPreset, center_crop_boxes
-from image_classification.data_index import printable
-from image_classification.errors import ImageError
+from image_classification.errors import ImageError, printable
 
 # As in fast_loader/csrc/image_file.h; no photograph comes near.
 _MAX_FILE_BYTES = 1 << 28

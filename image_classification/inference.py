@@ -24,10 +24,16 @@ from PIL import Image
 from torch import nn
 
 from image_classification.augmentation import EvalPreset
-from image_classification.data_index import IMAGE_EXTENSIONS, printable
+from image_classification.data_index import IMAGE_EXTENSIONS
 from image_classification.device import Device
 from image_classification.device_feed import DeviceFeeder
-from image_classification.errors import DataError, DeviceMemoryError, DivergedError, UsageError
+from image_classification.errors import (
+    DataError,
+    DeviceMemoryError,
+    DivergedError,
+    UsageError,
+    printable,
+)
 from image_classification.image_reading import eval_pixels, read_image
 from image_classification.trained_network import load_trained_network
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from image_classification.atomic_file import atomic_file
-from image_classification.data_index import IndexBuilder, few, printable
-from image_classification.errors import DataError, UsageError
+from image_classification.data_index import IndexBuilder, few
+from image_classification.errors import DataError, UsageError, printable
 
 # A label is a position in the classifier's output; a larger one is a slip of the pen.
 MAX_LABEL = 999_999

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classification.data_index import printable
-from image_classification.errors import DataError
+from image_classification.errors import DataError, printable
 
 
 class _Type:

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from image_classification.data_index import printable
-from image_classification.errors import CheckpointError, UsageError
+from image_classification.errors import CheckpointError, UsageError, printable
 from image_classification.published_weights import fetch_published, find_published
 from image_classification.safe_load import is_plain_tensor, load_tensors
 from image_classification.weight_formats import WeightFormat, translate

@@ -22,9 +22,9 @@ from image_classification.affinity import usable_cores
 from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.bad_images import BadImages
 from image_classification.batch_schedule import BatchSchedule, ScheduledLoader
-from image_classification.data_index import ImageIndex, printable
+from image_classification.data_index import ImageIndex
 from image_classification.device_feed import Batch, DeviceFeeder, FeedBatch
-from image_classification.errors import DataError
+from image_classification.errors import DataError, printable
 from image_classification.image_reading import unreadable
 from image_classification.loader_worker import BatchReader, BatchRequest, HostBatch, WorkerSetup
 from image_classification.sample_reader import SampleReader

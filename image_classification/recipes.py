@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from image_classification.data_index import printable
-from image_classification.errors import UsageError, suggestion
+from image_classification.errors import UsageError, printable, suggestion
 
 _LARGEST_FILE = 1 << 20
 

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from image_classification.errors import DataError, UsageError, printable
 
-from image_classification.data_index import printable
-from image_classification.errors import DataError, UsageError
-
+SAMPLE_PREFIX = "sample:"
 SPLITS = ("train", "val")
 
 
@@ -60,6 +58,7 @@ def write_digits(folder: Path) -> None:
             f"sample:digits needs scikit-learn, which cannot be imported ({error}); "
             "install it with: pip install scikit-learn"
         ) from error
+    import numpy as np
     from PIL import Image
 
     digits = load_digits()
@@ -96,6 +95,28 @@ SAMPLES: dict[str, Sample] = {
 }
 
 
+def is_sample(data: str | None) -> bool:
+    """Whether a DIR of the command line names a built-in data set."""
+    return data is not None and data.startswith(SAMPLE_PREFIX)
+
+
+def find_sample(name: str) -> Sample:
+    """Look a built-in data set up.
+
+    Args:
+        name: Key of SAMPLES, with or without "sample:" in front.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    sample = SAMPLES.get(name.removeprefix(SAMPLE_PREFIX))
+    if sample is None:
+        prefix = SAMPLE_PREFIX if is_sample(name) else ""
+        known = ", ".join(prefix + known for known in SAMPLES)
+        raise UsageError(f"unknown sample {printable(name)!r}; known: {known}")
+    return sample
+
+
 def prepare_sample(name: str, target: Path) -> Path:
     """Write a built-in data set unless it is there already.
 
@@ -114,9 +135,7 @@ def prepare_sample(name: str, target: Path) -> Path:
         DataError: A package is missing, the folder cannot be written, or `target` holds
             something else.
     """
-    sample = SAMPLES.get(name.removeprefix("sample:"))
-    if sample is None:
-        raise UsageError(f"unknown sample {printable(name)!r}; known: {', '.join(SAMPLES)}")
+    sample = find_sample(name)
     target = Path(target)
     if target.exists() and not _is_empty_folder(target):
         return _checked(target, sample)

@@ -13,10 +13,10 @@ import numpy as np
 
 from image_classification.affinity import usable_cores
 from image_classification.cifar import CIFAR_SETS, SOURCE, CifarFiles, find_cifar, load_cifar
-from image_classification.data_index import ImageIndex, printable
+from image_classification.data_index import ImageIndex
 from image_classification.datasets import Splits
 from image_classification.download import download
-from image_classification.errors import DataError
+from image_classification.errors import DataError, printable
 from image_classification.image_reading import open_image, read_image
 from image_classification.pixel_index import PixelIndex
 

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from image_classification.augmentation import EvalPreset
-from image_classification.data_index import printable
-from image_classification.errors import CheckpointError, UsageError
+from image_classification.errors import CheckpointError, UsageError, printable
 from image_classification.pretrained import extract_weights, has_ema, load_weights
 from image_classification.safe_load import load_tensors
 from models import create_model, find_arch, model_names

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from image_classification.augmentation import hash64
-from image_classification.data_index import ImageIndex, IndexBuilder, few
+from image_classification.data_index import ImageIndex, few
 from image_classification.datasets import Splits, load_splits
 from image_classification.errors import UsageError
 from image_classification.list_files import write_image_list
@@ -85,24 +85,7 @@ def split_index(index: ImageIndex, share: float, seed: int) -> tuple[ImageIndex,
     train, val = stratified_split(index.labels, share, seed)
     if not len(val):
         raise UsageError(f"val share {share:g}: every class has one image only, val would be empty")
-    return select_images(index, train, "train"), select_images(index, val, "val")
-
-
-def select_images(index: ImageIndex, places: NDArray[np.int64], split: str) -> ImageIndex:
-    """Some images of an index as an index of their own.
-
-    Args:
-        index: The images.
-        places: int64 [M], positions in it.
-        split: "train" or "val": what the selection is called.
-
-    Returns:
-        M images with the same root and classes.
-    """
-    builder = IndexBuilder()
-    for place, label in zip(places.tolist(), index.labels[places].tolist(), strict=True):
-        builder.add(index.relative_path(place), label)
-    return builder.build(index.root, index.classes, split, index.source)
+    return replace(index.select(train), split="train"), replace(index.select(val), split="val")
 
 
 def make_splits(

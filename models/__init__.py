@@ -16,6 +16,9 @@ from image_classification.errors import UsageError, suggestion
 if TYPE_CHECKING:
     from torch import nn
 
+# What --freeze names, from the input on; each includes what comes before it.
+NETWORK_PARTS = ("none", "stage1", "stage2", "stage3", "stage4", "backbone")
+
 # Images up to this side (pixels) are small: a data set of them fits into memory.
 SMALL_SIDE = 64
 

@@ -15,12 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from image_classification.data_index import (
-    IMAGE_EXTENSIONS,
-    ImageIndex,
-    printable,
-    scan_class_folders,
-)
+from image_classification.data_index import IMAGE_EXTENSIONS, ImageIndex, scan_class_folders
 from image_classification.data_processing.placing import (
     ArchiveClass,
     ClassJob,
@@ -37,7 +32,7 @@ from image_classification.data_processing.val_labels import (
     read_val_labels,
 )
 from image_classification.datasets import OTHER_NAMES
-from image_classification.errors import DataError, UsageError
+from image_classification.errors import DataError, UsageError, printable
 from image_classification.list_files import is_our_list
 from image_classification.progress import CountLine
 

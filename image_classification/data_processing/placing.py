@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from image_classification.data_index import IMAGE_EXTENSIONS, few, printable
+from image_classification.data_index import IMAGE_EXTENSIONS, few
 from image_classification.data_processing.tar_reader import TarMember, tar_members
 from image_classification.data_processing.workers import ordered_map
-from image_classification.errors import DataError, UsageError
+from image_classification.errors import DataError, UsageError, printable
 
 STATE_FOLDER = ".process_data"
 # Far above any class of ImageNet (1,300 images, 1 MB at most in a file but for a few).

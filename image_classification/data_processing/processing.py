@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
 from image_classification.atomic_file import atomic_file
-from image_classification.data_index import ImageIndex, printable, scan_class_folders
+from image_classification.data_index import ImageIndex, scan_class_folders
 from image_classification.data_processing.duplicates import equal_groups
 from image_classification.data_processing.examination import Findings, examine
 from image_classification.data_processing.gathering import (
@@ -26,11 +26,11 @@ from image_classification.data_processing.gathering import (
 from image_classification.data_processing.placing import STATE_FOLDER, Workplace
 from image_classification.data_processing.summary import Summary
 from image_classification.datasets import load_splits
-from image_classification.errors import DataError, UsageError
+from image_classification.errors import DataError, UsageError, printable
 from image_classification.list_files import is_our_list, write_image_list
 from image_classification.packing import INDEX_ENDING
 from image_classification.progress import CountLine
-from image_classification.val_split import lone_classes, select_images, stratified_split
+from image_classification.val_split import lone_classes, stratified_split
 
 DEFAULT_VAL_SHARE = 0.1
 
@@ -185,7 +185,8 @@ def _split(
     if (line := lone_classes(labels[first], index.classes)) is not None:
         summary.notes.append(line)
     sides = (("train", np.flatnonzero(~is_val)), ("val", np.flatnonzero(is_val)))
-    return [(select_images(index, places, split), found.select(places)) for split, places in sides]
+    return [(replace(index.select(places), split=split), found.select(places))
+            for split, places in sides]  # fmt: skip
 
 
 def _write_list(

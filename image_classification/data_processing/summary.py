@@ -13,20 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from image_classification.atomic_file import atomic_file
-from image_classification.data_index import (
-    IMAGE_EXTENSIONS,
-    ImageIndex,
-    describe_imbalance,
-    few,
-    printable,
-)
+from image_classification.data_index import IMAGE_EXTENSIONS, ImageIndex, describe_imbalance, few
 from image_classification.data_processing.duplicates import (
     equal_groups,
     members_of_groups,
     similar_pairs,
 )
 from image_classification.data_processing.examination import Findings, State
-from image_classification.errors import UsageError
+from image_classification.errors import UsageError, printable
 
 TEXT_NAME, JSON_NAME = "data_report.txt", "data_report.json"
 # Of each list in the file so many are named; the numbers count all.

@@ -15,8 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from image_classification.data_index import printable
-from image_classification.errors import DataError
+from image_classification.errors import DataError, printable
 
 _BLOCK = 512
 _MAX_NOTE_BYTES = 1 << 16

@@ -13,10 +13,10 @@ import re
 import zlib
 from pathlib import Path, PurePosixPath
 
-from image_classification.data_index import few, printable
+from image_classification.data_index import few
 from image_classification.data_processing.mat_file import read_class_numbers
 from image_classification.data_processing.tar_reader import tar_members
-from image_classification.errors import DataError, UsageError
+from image_classification.errors import DataError, UsageError, printable
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"

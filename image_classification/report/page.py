@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from image_classification.confusion import ClassResult, Confusion, worst
-from image_classification.data_index import printable
+from image_classification.errors import printable
 from image_classification.progress import format_duration, format_memory
 from image_classification.report import plots
 from image_classification.report.run_log import Answers, RunLog

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from image_classification.confusion import Confusion, class_report
-from image_classification.data_index import printable
-from image_classification.errors import DataError
+from image_classification.errors import DataError, printable
 from image_classification.run_files import CONFUSION_NAME, EVALUATION_NAME, METRICS_NAME
 
 #: Metric -> value; NaN and the infinities are floats again.

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from image_classification.data_index import printable
+from image_classification.errors import printable
 from image_classification.report.run_log import RunLog
 
 COLUMNS = ("NAME", "Acc@1", "FPS", "Epochs", "AMP_Type", "Torch_Version", "batch_size")

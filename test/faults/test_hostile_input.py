@@ -26,11 +26,11 @@ from victims import run_here, whole
 from image_classification.augmentation import EvalPreset, TrainPreset
 from image_classification.bad_images import BadImages
 from image_classification.cifar import find_cifar, load_cifar
-from image_classification.data_index import ImageIndex, printable
+from image_classification.data_index import ImageIndex
 from image_classification.dataloaders import create_loader
 from image_classification.datasets import load_splits
 from image_classification.device import Device
-from image_classification.errors import DataError, ImageError
+from image_classification.errors import DataError, ImageError, printable
 from image_classification.fast_loader.native import kernel_names
 from image_classification.image_reading import read_image
 from image_classification.inference import Classifier

@@ -19,7 +19,7 @@ LEVELS: dict[int, set[str]] = {
         "device", "device_table", "device_telemetry", "atomic_file", "progress", "affinity",
         "data_index", "list_files", "samples", "datasets", "batch_schedule", "image_reading",
         "device_feed", "cpu_features", "safe_load", "sample_reader", "bad_images", "option_parser",
-        "option_types", "recipes", "freezing", "losses", "rmsprop_tf",
+        "option_types", "option_rules", "recipes", "freezing", "losses", "rmsprop_tf",
         "index_cache", "index_arrays", "user_cache", "packing", "batch_ring",
         "interruption", "heartbeat", "launcher", "run_files",
         "save_interval", "cifar", "pixel_index", "plain_pickle", "download", "small_images",
@@ -160,7 +160,7 @@ def test_no_star_imports_prints_or_grab_bags() -> None:
 def test_sizes() -> None:
     for name, path, tree in trees():
         lines = len(path.read_text("utf-8").splitlines())
-        assert lines <= (1000 if name == "main" else 450), f"{path.name} has {lines} lines"
+        assert lines <= (900 if name == "main" else 450), f"{path.name} has {lines} lines"
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and "pars" not in node.name:
                 length = (node.end_lineno or 0) - node.lineno + 1

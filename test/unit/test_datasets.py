@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from image_classification import datasets, list_files, samples
-from image_classification.data_index import ImageIndex, printable
+from image_classification.data_index import ImageIndex
 from image_classification.datasets import load_split, load_splits, match_classes, prepare_sample
-from image_classification.errors import DataError, UsageError
+from image_classification.errors import DataError, UsageError, printable
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from image_classification.errors import UsageError
-from image_classification.freezing import PARTS, Freezing
-from models import create_model
+from image_classification.freezing import Freezing
+from models import NETWORK_PARTS, create_model
 
 
 def trained(model: nn.Module) -> set[str]:
@@ -69,7 +69,7 @@ def test_none_is_nothing() -> None:
     model = create_model("resnet18", 3)
     freezing = Freezing(model, "none")
     assert not freezing.enter(0) and len(trained(model)) == 7
-    assert PARTS[0] == "none"
+    assert NETWORK_PARTS[0] == "none"
 
 
 def test_everything_is_trained_after_the_epochs() -> None:
