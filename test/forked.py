@@ -3,12 +3,14 @@
 """Runs without their start-up: forked from a process that has imported PyTorch already.
 
 Hundreds of starts are many minutes of imports. Such a run is a process of its own, with its own
-session, environment, output and exit code, and executes its script from the first line on. As a
-program this file reads an order per line and answers each with a number.
+session, environment, output and exit code, and executes its script from the first line on; if that
+is a launcher, its ranks are forked too. As a program this file reads an order per line and answers
+each with a number.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import runpy
@@ -17,14 +19,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 class Nursery:
     """Starts scripts; stays the parent of their processes."""
 
     def __init__(self, env: dict[str, str]) -> None:
+        self._env = env
         self._process = subprocess.Popen(
             [sys.executable, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True,
@@ -42,13 +47,20 @@ class Nursery:
         Returns:
             The number of its process.
         """
-        return self._order(command, env, [str(log)] * 2)
+        return self._order(command, {**self._env, **env}, [str(log)] * 2)
 
-    def run(self, *command: Any, timeout: float) -> subprocess.CompletedProcess[str]:
-        """Runs a script with its arguments to its end, within `timeout` seconds."""
+    def run(
+        self, *command: Any, timeout: float, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a script with its arguments to its end, within `timeout` seconds.
+
+        Args:
+            env: The whole environment, plug-ins of PyTorch on its PYTHONPATH included; by default
+                that of this process.
+        """
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in ("out", "err")]
-            pid = self._order(command, {}, [*map(str, files)], wait=True)
+            pid = self._order(command, env or self._env, [*map(str, files)], wait=True)
             assert self._process.stdout is not None
             if not select.select([self._process.stdout], [], [], timeout)[0]:
                 os.killpg(pid, signal.SIGKILL)
@@ -66,24 +78,82 @@ class Nursery:
         return int(self._process.stdout.readline())
 
 
-def become(order: dict[str, Any]) -> None:
-    """The forked process: what `python SCRIPT ARGUMENTS` does, from its first line on."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+class Forked:
+    """What the launcher uses of the module subprocess: a rank is what `python -u SCRIPT` is."""
+
+    DEVNULL, STDOUT = subprocess.DEVNULL, subprocess.STDOUT
+
+    class Popen:
+        """A rank; the launcher fills in its return code."""
+
+        def __init__(
+            self, command: list[str], *, env: dict[str, str], stdin: int | None,
+            stdout: IO[bytes] | None, stderr: int | None, start_new_session: bool,
+            preexec_fn: Callable[[], None], pass_fds: list[int],
+        ) -> None:  # fmt: skip
+            self.returncode: int | None = None
+            assert command[:2] == [sys.executable, "-u"] and start_new_session and pass_fds
+            self.pid = os.fork()
+            if self.pid:
+                return
+            try:
+                signal.set_wakeup_fd(-1)
+                for number in signal.valid_signals():
+                    if callable(signal.getsignal(number)):
+                        signal.signal(number, signal.SIG_DFL)
+                preexec_fn()
+                if stdout is not None:
+                    assert (stdin, stderr) == (Forked.DEVNULL, Forked.STDOUT)
+                    redirect([os.devnull, stdout.fileno(), stdout.fileno()])
+                execute(command[2:], env)
+            except SystemExit as end:
+                self.returncode = end.code if isinstance(end.code, int) else bool(end.code)
+            except BaseException:
+                traceback.print_exc()
+                self.returncode = 1
+            finally:  # the launcher's code, which has been forked too, must not go on
+                atexit._run_exitfuncs()
+                sys.stdout.flush()
+                os._exit(self.returncode or 0)
+
+
+def redirect(files: list[str | int]) -> None:
+    """Makes input, output and errors those files (paths, or open ones)."""
+    for number, file in enumerate(files):
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        os.dup2(file if isinstance(file, int) else os.open(file, flags, 0o644), number)
+
+
+def execute(command: list[str], env: dict[str, str]) -> None:
+    """What `python SCRIPT ARGUMENTS` does, from its first line on."""
+    os.environ.clear()
+    os.environ.update(env)
     # A shell that runs the tests in the background makes them ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
-    os.environ.update(order["env"])
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, name in enumerate(order["files"], 1):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
-    sys.argv = order["command"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.argv = command
+    sys.path[0] = str(Path(command[0]).parent)
+    if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") != "0":
+        torch._import_device_backends()  # as `import torch` does: plug-ins of this environment
+    if command[0].endswith("multiproc.py"):
+        from image_classification import launcher
+
+        launcher.subprocess = Forked  # type: ignore[assignment]
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def become(order: dict[str, Any]) -> None:
+    """Executes an order in this process, which has been forked for it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    redirect([os.devnull, *order["files"]])
+    if path := order["env"].get("PYTHONPATH"):
+        sys.path[1:1] = path.split(os.pathsep)
+    execute(order["command"], order["env"])
 
 
 if __name__ == "__main__":
     import torch._dynamo
-    import torch._inductor  # noqa: F401
+    import torch._inductor
 
     for line in sys.stdin:
         order = json.loads(line)
