@@ -48,13 +48,13 @@ def convert(checkpoint_path: str, weight_path: str, ema: bool) -> str:
     from image_classification.device_table import import_torch_or_explain
 
     torch = import_torch_or_explain("cpu")
-    from image_classification.pretrained import extract_state_dict
+    from image_classification.pretrained import extract_weights
     from image_classification.safe_load import load_tensors
 
     if os.path.realpath(checkpoint_path) == os.path.realpath(weight_path):
         raise UsageError("--weight-path is the checkpoint itself; choose another name")
     content = load_tensors(checkpoint_path)
-    weights = extract_state_dict(content, source=checkpoint_path, ema=ema)
+    weights = extract_weights(content, source=checkpoint_path, ema=ema).state
     # Copies, because a tensor that is part of a larger one would bring all of it along.
     weights = {
         name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()

@@ -564,7 +564,7 @@ def run_seed(
     """One whole run; returns the best top-1 in percent, None if nothing was validated."""
     import torch
 
-    from image_classification import distributed
+    from image_classification import distributed, preflight
     from image_classification.environment import describe
     from image_classification.metric_names import headline
     from image_classification.report.run_log import class_table
@@ -579,16 +579,13 @@ def run_seed(
         splits = load_data(state)
         model = build_model(state, splits.num_classes)
         settle_batch(state, model, splits)
-        loaders = build_loaders(state, splits)
-        for loader in loaders.values():
-            cleanup.callback(loader.close)
+        loaders = build_loaders(state, splits, cleanup)
         logger.parameters({**vars(args), "seed": state.seed, "num_classes": splits.num_classes,
                            "processes": launch.world_size, "environment": describe(device),
                            "amp_type": str(state.amp_dtype or "FP32").removeprefix("torch.")})
-        logger.message(f"{launch.world_size} x {device}, {precision}, seed {state.seed}")
-        logger.message(f"workspace {state.workspace}")
-        for note in [*notes, *splits.warnings]:
-            logger.warning(note)
+        logger.message(f"{launch.world_size} x {device}, {precision}, seed {state.seed}",
+                       f"workspace {state.workspace}")
+        logger.warning(*notes, *splits.warnings)
         validator = Validator(
             torch.nn.CrossEntropyLoss(), device=device, amp_dtype=state.amp_dtype, topk=args.topk,
             world_size=launch.world_size, max_batches=args.prof if args.prof > 0 else None,
@@ -602,7 +599,10 @@ def run_seed(
             logger.document(names.EVALUATION_NAME, result.document(splits.classes, None))
         else:
             trainer = build_trainer(state, model, loaders["train"], splits)
-            check_ahead(state, trainer, loaders)
+            preflight.check_ahead(
+                trainer, loaders, state.files if args.save_checkpoints else None, logger,
+                epochs=args.epochs, image_size=args.image_size, layout=state.memory_format,
+                held=interruption.held, rehearses=args.jit != "script", explains=args.check)
             if args.check:
                 return None
             trainer.spread(lambda network: distributed.wrap(
@@ -610,12 +610,11 @@ def run_seed(
             best, row = build_epochs(state, trainer, validator, loaders, splits).run()
             logger.summary({"run.top1_best": best, "run.duration": time.perf_counter() - started})
         # ---- report
-        answers = names.EVALUATION_NAME if args.evaluate else names.CONFUSION_NAME
         if args.class_report and launch.primary:
-            print(class_table(state.workspace / answers))
+            print(class_table(state.workspace, args.evaluate))
         what, seconds = "evaluated" if args.evaluate else "finished", time.perf_counter() - started
-        logger.message(f"{what}: {headline(row, best)}{seconds:.1f} s, files in {state.workspace}")
-        logger.message("Experiment ended")
+        logger.message(f"{what}: {headline(row, best)}{seconds:.1f} s, files in {state.workspace}",
+                       "Experiment ended")
         return best
 
 
@@ -644,8 +643,7 @@ def open_run(
     logger = terminal_logger(launch.primary) if args.check else create_logger(
         workspace=workspace, report_file=args.raport_file, primary=launch.primary, append=True,
         run_id=new_run_id(), tensorboard=args.tensorboard)
-    for line in skipped:
-        logger.warning(line)
+    logger.warning(*skipped)
     if args.resume == "auto" and saved is None:
         logger.message("--resume auto: there is no checkpoint yet, the training starts anew")
     return Run(args, launch, device, workspace, logger, saved, seed, amp_dtype,
@@ -655,7 +653,7 @@ def open_run(
 
 def load_data(state: Run) -> Splits:
     """Indexes the images; checks train, val and the checkpoint's classes against each other."""
-    from image_classification import data_sources, datasets, val_split
+    from image_classification import data_sources, datasets
 
     args, data, saved = state.args, state.args.data, state.saved
     if args.data_backend == "synthetic":
@@ -666,9 +664,8 @@ def load_data(state: Run) -> Splits:
         val_share=args.val_split, layout=args.data_layout, num_classes=args.num_classes,
         say=state.logger.message, samples=DOWNLOADS,
         small_side=args.image_size if shows_small_images(args) else None,
-        create=data == str(DOWNLOADS))
-    if splits.made_val and splits.train and state.launch.primary and not args.check:
-        val_split.write_lists(splits, Path(data), state.workspace)
+        create=data == str(DOWNLOADS),
+        lists=state.workspace if state.launch.primary and not args.check else None)
     return datasets.adopt_classes(splits, saved["classes"], "the checkpoint") if saved else splits
 
 
@@ -691,7 +688,7 @@ def settle_batch(state: Run, model: torch.nn.Module, splits: Splits) -> None:
     args.lr = 0.256 * args.optimizer_batch_size / 256 if args.lr is None else args.lr
 
 
-def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
+def build_loaders(state: Run, splits: Splits, cleanup: ExitStack) -> dict[str, Loader]:
     """Creates the loaders of "train" and "val", as far as this run needs them."""
     import torch
 
@@ -700,10 +697,8 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
 
     args, launch, loaders = state.args, state.launch, {}
     args.data_backend, note = dataloaders.choose_backend(
-        args.data_backend, policy(args),
-        state.device.type, in_memory=splits.in_memory, cutout=args.cutout)
-    if args.progressive_resize and args.data_backend == "resident":
-        raise UsageError("--progressive-resize: images in memory have one size; leave it out")
+        args.data_backend, policy(args), state.device.type, in_memory=splits.in_memory,
+        cutout=args.cutout, grows=args.progressive_resize is not None)
     if args.workers is None:
         args.workers = 5 if args.data_backend == "pytorch" else affinity.default_threads(
             args.gpu_affinity, launch.local_world_size, computes=not state.device.is_accelerator)
@@ -722,8 +717,8 @@ def build_loaders(state: Run, splits: Splits) -> dict[str, Loader]:
             seed=state.seed, workers=args.workers, prefetch=args.prefetch, bad=bad,
             memory_format=state.memory_format,
             dtype=torch.float16 if args.fp16 else state.amp_dtype or torch.float32)
-        for note in loaders[split].notes:
-            state.logger.warning(note)
+        cleanup.callback(loaders[split].close)
+        state.logger.warning(*loaders[split].notes)
     return loaders
 
 
@@ -731,7 +726,8 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
     """Builds the network with the checkpoint's or the given weights, on the device."""
     import torch
 
-    from image_classification.pretrained import load_weights, starting_weights
+    from image_classification import distributed
+    from image_classification.pretrained import Weights, load_weights, starting_weights
     from models import create_model
 
     args, saved, logger = state.args, state.saved, state.logger
@@ -749,21 +745,16 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
     if saved is not None:
         averaged = args.evaluate and saved.get("state_dict_ema") is not None
         weights = saved["state_dict_ema" if averaged else "state_dict"]
-        load_weights(model, weights, args.resume, min_matched=1.0)
+        load_weights(model, Weights(weights, source=args.resume), min_matched=1.0)
         if averaged:
             logger.message("evaluating the averaged (EMA) weights")
     elif given is not None:
         report = load_weights(
-            model, given.state, given.source, given.format,
-            replace_head=not args.evaluate, min_matched=args.min_matched)
-        for line in report.messages:
-            logger.message(line)
-        for line in report.warnings:
-            logger.warning(line)
+            model, given, replace_head=not args.evaluate, min_matched=args.min_matched)
+        logger.message(*report.messages)
+        logger.warning(*report.warnings)
     if args.sync_bn:
-        if not state.device.is_accelerator:
-            raise UsageError("--sync-bn needs an accelerator; on cpu run without it")
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = distributed.with_sync_batch_norm(model, state.device)
     dtype = torch.float16 if args.fp16 else torch.float32
     model = model.to(state.device.torch_device, dtype, memory_format=state.memory_format)
     return torch.jit.script(model) if args.jit == "script" else model
@@ -797,9 +788,8 @@ def build_trainer(
         warmup_steps=round(steps * args.warmup), end_lr=args.end_lr, gamma=args.lr_gamma,
         milestones=[epoch / args.epochs for epoch in args.lr_milestones or ()] or None)
     trainer = Trainer(
-        model, model, losses.training_loss(
-            args.class_weights, splits.train, splits.num_classes, args.label_smoothing
-            ).to(device.torch_device), optimizer, lr, device=device, amp_dtype=state.amp_dtype,
+        model, model, losses.training_loss(args.class_weights, splits, args.label_smoothing).to(
+            device.torch_device), optimizer, lr, device=device, amp_dtype=state.amp_dtype,
         scaler=device.grad_scaler(state.amp_dtype, args.static_loss_scale,
                                   args.dynamic_loss_scale or args.static_loss_scale is None),
         num_batches=steps * accumulation, accumulation_steps=accumulation,
@@ -811,27 +801,8 @@ def build_trainer(
         batch_images=args.batch_size * launch.world_size)
     if state.saved is not None:
         lines = checkpoint.changed_settings(state.saved, {**vars(args), "seed": state.seed})
-        for line in [*lines, *trainer.load_state_dict(state.saved)]:
-            state.logger.warning(line)
+        state.logger.warning(*lines, *trainer.load_state_dict(state.saved))
     return trainer
-
-
-def check_ahead(state: Run, trainer: Trainer, loaders: dict[str, Loader]) -> None:
-    """Tries at full size what could end the run later; with --check says more of it."""
-    from image_classification import preflight
-
-    args = state.args
-    if (note := preflight.raise_file_limit()) is not None:
-        state.logger.warning(note)
-    if args.jit == "script":
-        return  # TorchScript looks at its first runs, and would see others
-    rehearsal = preflight.rehearse(trainer, args.batch_size, args.image_size, state.memory_format)
-    disk = preflight.check_disk(
-        state.files, rehearsal.state, args.epochs, state.interruption.held, state.launch.primary
-        ) if args.save_checkpoints else "no checkpoints"
-    state.logger.message(f"checked: {rehearsal}; {disk}")
-    for line in preflight.describe(trainer, loaders, args.epochs) if args.check else ():
-        state.logger.message(line)
 
 
 def build_epochs(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from image_classification import option_types as kind
 from image_classification.device_table import import_torch_or_explain
 from image_classification.errors import UsageError, UserError, tell
+from image_classification.network_options import add_network_options, load_network, settle_output
 from image_classification.option_parser import OptionParser
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from image_classification.trained_network import TrainedNetwork
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
+ENDING = ".int8.onnx"
 
 
 def build_parser() -> OptionParser:
@@ -35,18 +37,9 @@ def build_parser() -> OptionParser:
         "size with the network's own on this CPU.",
         epilog="exit codes: 0 done, 2 usage or a missing package, 3 data, 4 checkpoint",
     )
+    add_network_options(parser, f"{ENDING}; the figures go into a .json file beside it")
     add = parser.add_argument
     add("data", metavar="DIR", help="folder with train/ and val/, CIFAR, or sample:digits")
-    add("--checkpoint", metavar="FILE", required=True,
-        help="checkpoint of main.py, or bare weights and --arch")
-    add("--output", metavar="FILE",
-        help="file to write (default: beside the checkpoint, .int8.onnx); the figures go into a "
-        ".json file beside it")
-    add("-a", "--arch", metavar="NAME", help="network of bare weights")
-    add("--ema", action=argparse.BooleanOptionalAction,
-        help="take the averaged weights, or not (default: where the checkpoint has them)")
-    add("--bn-epsilon", type=kind.POSITIVE, metavar="E",
-        help="BatchNorm's epsilon, where the file does not tell it")
     add("--images", type=kind.COUNT, default=512, metavar="N",
         help="training images, evenly spread, that show the ranges of the activations "
         "(default: 512)")
@@ -63,38 +56,16 @@ def build_parser() -> OptionParser:
     return parser  # fmt: skip
 
 
-def validate_args(args: argparse.Namespace) -> None:
-    """Check the options and choose the output.
-
-    Raises:
-        UsageError: one line for each problem, all of them at once.
-    """
-    stem = args.checkpoint.removesuffix(".tar").removesuffix(".pth")
-    args.output = Path(args.output or f"{stem}.int8.onnx")
-    rules = [
-        (args.output.suffix != ".onnx", f"--output {args.output} must end in .onnx"),
-        (not args.output.parent.is_dir(),
-         f"--output {args.output}: there is no folder {args.output.parent}"),
-    ]  # fmt: skip
-    if problems := [text for wrong, text in rules if wrong]:
-        raise UsageError("\n".join(problems))
-
-
 def run(args: argparse.Namespace) -> None:
     """Load the network, quantise it, measure both forms."""
     torch = import_torch_or_explain("cpu")
     from image_classification import data_sources, quantization
     from image_classification.exporter import export
-    from image_classification.trained_network import load_trained_network
 
     quantization.require_packages()
     if args.threads:
         torch.set_num_threads(args.threads)
-    network = load_trained_network(
-        args.checkpoint, ema=args.ema, arch=args.arch, bn_epsilon=args.bn_epsilon
-    )
-    for note in network.notes:
-        print(note)
+    network = load_network(args, print)
     splits = data_sources.load_for_network(
         args.data, network.classes, train=True, samples=PACKAGE_ROOT / "data", say=print
     )
@@ -163,7 +134,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; user errors become one line each and an exit code."""
     try:
         args = build_parser().parse_or_raise(argv)
-        validate_args(args)
+        settle_output(args, ENDING)
+        if args.output.suffix != ".onnx":
+            raise UsageError(f"--output {args.output} must end in .onnx")
         run(args)
     except UserError as error:
         return tell("quantize.py", error)

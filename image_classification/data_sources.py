@@ -17,7 +17,7 @@ from image_classification.dataloaders import synthetic_splits
 from image_classification.datasets import Splits, adopt_classes, has_split, load_splits
 from image_classification.pixel_index import PixelIndex
 from image_classification.samples import SAMPLE_PREFIX, is_sample, prepare_sample
-from image_classification.val_split import make_splits
+from image_classification.val_split import make_splits, write_lists
 
 __all__ = [
     "DATASETS", "evenly_spread", "load", "load_for_network", "settle_dataset", "synthetic_splits",
@@ -58,6 +58,7 @@ def load(
     small_side: int | None,
     create: bool,
     val_share: float | None = None,
+    lists: Path | None = None,
     say: Callable[[str], None],
 ) -> Splits:
     """Index the images of a run, or bring them into memory where they are small.
@@ -73,6 +74,7 @@ def load(
         small_side: A folder whose images all have this side in pixels is brought into memory.
         create: Make DIR for a download if it is missing.
         val_share: Share of the training images that becomes val where DIR has none, 0..1.
+        lists: Folder into which the lists of such a division are written; None: nowhere.
         say: Receives lines about a download.
 
     Returns:
@@ -90,6 +92,8 @@ def load(
         folder = prepare_sample(data, samples / data.removeprefix(SAMPLE_PREFIX))
     if val and val_share is not None and folder.is_dir() and not has_split(folder, "val"):
         splits = make_splits(folder, val_share, train=train, layout=layout, num_classes=num_classes)
+        if train and lists is not None:
+            write_lists(splits, folder, lists)
     else:
         splits = load_splits(folder, train=train, val=val, layout=layout, num_classes=num_classes)
     if splits.train is not None:

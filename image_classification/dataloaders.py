@@ -84,6 +84,7 @@ def choose_backend(
     *,
     in_memory: bool = False,
     cutout: int = 0,
+    grows: bool = False,
 ) -> tuple[str, str | None]:
     """Settle which backend shows the images.
 
@@ -93,6 +94,7 @@ def choose_backend(
         device_type: The kind of device.
         in_memory: The images are in memory already.
         cutout: Side of the cutout, which only the resident backend applies.
+        grows: The images grow over the epochs, which the resident backend cannot do.
 
     Returns:
         The backend, and a line for the user where "auto" could not take the fast one.
@@ -103,6 +105,8 @@ def choose_backend(
     if policy is not None:
         require_torchvision(policy)
     if in_memory and wanted != "synthetic":
+        if grows:
+            raise UsageError("--progressive-resize: images in memory have one size; leave it out")
         return _check_resident(wanted), None
     if wanted == "resident" or cutout:
         raise UsageError(

@@ -58,7 +58,6 @@ class Splits:
         classes: Class names; the position is the label.
         num_classes: len(classes), the size of the classifier.
         warnings: One-line texts for the user, worth a look but no error.
-        made_val: Whether val was taken out of the training images.
     """
 
     train: ImageIndex | PixelIndex | None
@@ -66,7 +65,6 @@ class Splits:
     classes: list[str]
     num_classes: int
     warnings: list[str]
-    made_val: bool = False
 
     @property
     def in_memory(self) -> bool:

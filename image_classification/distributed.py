@@ -320,6 +320,18 @@ def wrap(
     )
 
 
+def with_sync_batch_norm(model: torch.nn.Module, device: Device) -> torch.nn.Module:
+    """Gives BatchNorm the statistics of all ranks' images.
+
+    Raises:
+        UsageError: The device is a CPU, for which PyTorch does not have it.
+    """
+    if not device.is_accelerator:
+        raise UsageError("--sync-bn needs an accelerator; on cpu run without it")
+    found: torch.nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return found
+
+
 def shutdown() -> None:
     """Leaves the process group, if this process is in one."""
     if is_active():

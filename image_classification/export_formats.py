@@ -55,14 +55,12 @@ class Format(NamedTuple):
     """A kind of file.
 
     Attributes:
-        ending: of the file's name.
         packages: what has to be installed to write it.
         readers: what has to be installed to read it again.
         write: makes the content of the file from network, description and example.
         read: reads a file.
     """
 
-    ending: str
     packages: tuple[str, ...]
     readers: tuple[str, ...]
     write: Callable[[nn.Module, Card, Example], bytes]
@@ -210,14 +208,12 @@ def _read_safetensors(path: Path) -> Written:
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(
-        ".onnx", ("onnx", "onnxscript") if exporter_is_dynamo() else ("onnx",), ("onnxruntime",),
+        ("onnx", "onnxscript") if exporter_is_dynamo() else ("onnx",), ("onnxruntime",),
         _write_onnx, read_onnx,
     ),
-    "torchscript": Format(".torchscript", (), (), _write_torchscript, _read_torchscript),
+    "torchscript": Format((), (), _write_torchscript, _read_torchscript),
     "safetensors": Format(
-        ".safetensors", ("safetensors",), ("safetensors",), _write_safetensors, _read_safetensors
+        ("safetensors",), ("safetensors",), _write_safetensors, _read_safetensors
     ),
-    "exported_program": Format(
-        ".pt2", (), (), _write_exported_program, _read_exported_program
-    ),
+    "exported_program": Format((), (), _write_exported_program, _read_exported_program),
 }  # fmt: skip

@@ -21,6 +21,7 @@ from image_classification.device_feed import DeviceFeeder
 from image_classification.errors import CheckpointError, UsageError
 from image_classification.export_formats import FORMATS, Example, Forward
 from image_classification.image_reading import eval_pixels, read_image
+from image_classification.network_options import ENDINGS
 from image_classification.trained_network import TrainedNetwork
 
 # What another order of float32 sums may cost: a share of the largest logit or, where a network
@@ -56,14 +57,13 @@ def export(
         DataError: an image cannot be read.
         UsageError: a package is missing, or the file cannot be written.
     """
-    kind = FORMATS[name]
     card = model_card.describe(network.arch, network.options, network.classes, network.preset)
     inputs = _inputs(network, images)
     example = Example(inputs[:1].repeat(batch_size or 2, 1, 1, 1), any_batch=batch_size is None)
     content = export_formats.write(name, network.model, card, example)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"network{kind.ending}"
+            path = Path(folder) / f"network{ENDINGS[name]}"
             path.write_bytes(content)
             checked = _check(network, path, name, card, inputs, batch_size)
             with atomic_file(output) as file, path.open("rb") as written:

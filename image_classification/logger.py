@@ -125,13 +125,15 @@ class Logger:
         """
         self.log((), {**summarize(self._epoch_rows.values()), **(extra or {})})
 
-    def message(self, text: str) -> None:
+    def message(self, *lines: str) -> None:
         """Tell something: standard output and metrics.jsonl. Terminal escapes are removed."""
-        self._each("message", "info", text)
+        for line in lines:
+            self._each("message", "info", line)
 
-    def warning(self, text: str) -> None:
-        """Tell of something that needs attention; printed behind `Warning:`."""
-        self._each("message", "warning", text)
+    def warning(self, *lines: str) -> None:
+        """Tell of something that needs attention; each line is printed behind `Warning:`."""
+        for line in lines:
+            self._each("message", "warning", line)
 
     def document(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file beside metrics.jsonl, in the place of an earlier one.

@@ -10,18 +10,16 @@ from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn import functional
 
+from image_classification.datasets import Splits
 from image_classification.errors import UsageError
 
 
-def training_loss(
-    weights: str, images: object, num_classes: int, label_smoothing: float
-) -> nn.Module:
+def training_loss(weights: str, splits: Splits, label_smoothing: float) -> nn.Module:
     """Builds the loss of a training.
 
     Args:
         weights: "none", or "balanced": all classes count the same in an epoch.
-        images: Index of the training images.
-        num_classes: Number of classes, C.
+        splits: The data, with C classes.
         label_smoothing: Share of the target that is spread over all classes, 0..1.
 
     Returns:
@@ -32,10 +30,10 @@ def training_loss(
     """
     if weights == "none":
         return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-    labels = getattr(images, "labels", None)
+    labels = getattr(splits.train, "labels", None)
     if labels is None:
         raise UsageError("--class-weights balanced needs images whose classes can be counted")
-    counts = np.bincount(labels, minlength=num_classes)
+    counts = np.bincount(labels, minlength=splits.num_classes)
     return ClassWeightedLoss(balanced_weights(counts), label_smoothing)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from image_classification.checkpoint_files import CheckpointFiles
     from image_classification.dataloaders import Loader
     from image_classification.device import Device
+    from image_classification.logger import Logger
     from image_classification.training import Trainer
 
 #: `--batch-size auto` goes no further: the recipes are made for it.
@@ -65,6 +66,52 @@ def size(number: float) -> str:
     """Writes a number of bytes, for example "1.5 GiB"."""
     unit, divisor = ("GiB", 2**30) if number >= 2**30 else ("MiB", 2**20)
     return f"{number / divisor:.{1 if divisor == 2**30 else 0}f} {unit}"
+
+
+def check_ahead(
+    trainer: Trainer,
+    loaders: dict[str, Loader],
+    files: CheckpointFiles | None,
+    logger: Logger,
+    *,
+    epochs: int,
+    image_size: int,
+    layout: Any,
+    held: Callable[[], contextlib.AbstractContextManager[None]],
+    rehearses: bool,
+    explains: bool,
+) -> None:
+    """Does all of it and tells what was found; all ranks call it.
+
+    Args:
+        trainer: See `rehearse`.
+        loaders: Of "train" and "val", as far as there are any.
+        files: Where the checkpoints go; None: the run writes none.
+        logger: Is told.
+        epochs: Of the training.
+        image_size: Side of the images in pixels.
+        layout: Their memory format.
+        held: See `check_disk`.
+        rehearses: Whether a step is tried; TorchScript looks at its first runs, and would see
+            others.
+        explains: Also say what the training will do with images and learning rate.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be written, or there is not enough room.
+        DeviceMemoryError: There is not enough memory.
+    """
+    if (note := raise_file_limit()) is not None:
+        logger.warning(note)
+    if not rehearses:
+        return
+    batch_size = trainer.batch_images // trainer.world_size
+    rehearsal = rehearse(trainer, batch_size, image_size, layout)
+    disk = "no checkpoints"
+    if files is not None:
+        disk = check_disk(files, rehearsal.state, epochs, held, writes=trainer.rank == 0)
+    logger.message(f"checked: {rehearsal}; {disk}")
+    if explains:
+        logger.message(*describe(trainer, loaders, epochs))
 
 
 def rehearse(trainer: Trainer, batch_size: int, image_size: int, layout: Any) -> Rehearsal:

@@ -40,7 +40,7 @@ class Weights(NamedTuple):
     """
 
     state: dict[str, Tensor]
-    format: WeightFormat | None
+    format: WeightFormat | None = None
     source: str = "the file"
     channels: Any = None
 
@@ -87,14 +87,7 @@ def load_weight_file(path: str | os.PathLike[str], *, ema: bool = False) -> Weig
         CheckpointError: see `load_tensors` and `extract_weights`.
     """
     source = os.fspath(path)
-    return extract_weights(load_tensors(path), source=source, ema=ema)._replace(source=source)
-
-
-def extract_state_dict(
-    content: object, *, source: str = "the file", ema: bool = False
-) -> dict[str, Tensor]:
-    """`extract_weights` for callers who need nothing but the tensors."""
-    return extract_weights(content, source=source, ema=ema).state
+    return extract_weights(load_tensors(path), source=source, ema=ema)
 
 
 def extract_weights(content: object, *, source: str = "the file", ema: bool = False) -> Weights:
@@ -133,7 +126,7 @@ def extract_weights(content: object, *, source: str = "the file", ema: bool = Fa
         state[names[name]] = value
     options = content.get("model_options")
     channels = options.get("channels") if isinstance(options, Mapping) else None
-    return Weights(state, _with_own_epsilon(row, options), channels=channels)
+    return Weights(state, _with_own_epsilon(row, options), source, channels)
 
 
 def _check_tensors(weights: Mapping[Any, object], source: str) -> dict[str, Tensor]:
@@ -238,22 +231,16 @@ def _find(content: Mapping[str, object], keys: tuple[str, ...]) -> Mapping[str, 
     return next((value for value in found if isinstance(value, Mapping)), None)
 
 
-def load_pretrained(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    *,
-    replace_head: bool = False,
-    ema: bool = False,
-    min_matched: float = 0.95,
+def load_weights(
+    model: nn.Module, weights: Weights, *, replace_head: bool = False, min_matched: float = 0.95
 ) -> PretrainedReport:
-    """Load the weights of a file into a model.
+    """Load weights into a model.
 
     Args:
         model: on any device; loaded in place, and left as it was where an error is raised.
-        path: weight file or checkpoint.
-        replace_head: where the file's classifier has another number of classes, keep the model's
+        weights: of `load_weight_file` or `extract_weights`.
+        replace_head: where their classifier has another number of classes, keep the model's
             freshly initialised one and say so; else that is an error.
-        ema: see `extract_state_dict`.
         min_matched: smallest share, in [0, 1], of the model's and of the file's tensors and
             values that must fit one another. The classifier that is replaced does not count.
 
@@ -261,26 +248,11 @@ def load_pretrained(
         What was loaded and what was not.
 
     Raises:
-        CheckpointError: the file cannot be read, or does not fit the model.
+        CheckpointError: the weights do not fit the model.
     """
-    state, row, source, _ = load_weight_file(path, ema=ema)
-    return load_weights(
-        model, state, source, row, replace_head=replace_head, min_matched=min_matched
-    )
-
-
-def load_weights(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    source: str,
-    row: WeightFormat | None = None,
-    *,
-    replace_head: bool = False,
-    min_matched: float = 0.95,
-) -> PretrainedReport:
-    """`load_pretrained` for weights of the format `row` that come from the file `source`."""
+    row, source = weights.format, weights.source
     own = model.state_dict()
-    state = {name: _in_shape_of(own.get(name), value) for name, value in state.items()}
+    state = {name: _in_shape_of(own.get(name), value) for name, value in weights.state.items()}
     common = [name for name in own if name in state]
     report = PretrainedReport(
         matched=[name for name in common if own[name].shape == state[name].shape],

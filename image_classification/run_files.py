@@ -9,5 +9,5 @@ EVALUATION_NAME = "confusion_evaluation.json"
 METRICS_NAME = "metrics.jsonl"
 RESERVED_NAMES = (
     BEST_NAME, CONFUSION_NAME, DIVERGENCE_NAME, EVALUATION_NAME, METRICS_NAME,
-    "bad_files.txt", "generations", "tensorboard",
+    "bad_files.txt", "generations", "tensorboard", "train.txt", "val.txt",
 )  # fmt: skip

@@ -80,7 +80,7 @@ def load_trained_network(
     if epsilon and isinstance(options, Mapping):
         options = {**options, "bn_epsilon": epsilon}
     model, num_classes = _build(arch, options, weights.state, name)
-    report = load_weights(model, weights.state, name, weights.format, min_matched=1.0)
+    report = load_weights(model, weights, min_matched=1.0)
     notes = [*report.messages, *report.warnings]
     if averaged:
         notes.append("using the averaged (EMA) weights")

@@ -114,7 +114,7 @@ def make_splits(
     kept, val = split_index(whole.train, share, _SEED)
     lone = lone_classes(whole.train.labels, whole.classes)
     return replace(
-        whole, train=kept if train else None, val=val, made_val=True,
+        whole, train=kept if train else None, val=val,
         warnings=[*whole.warnings, *([] if lone is None else [lone])],
     )  # fmt: skip
 

@@ -245,16 +245,17 @@ def _numbers(data: dict[str, Any]) -> Metrics:
     }
 
 
-def class_table(path: Path) -> str:
-    """Describe how each class fared in a validation, see `confusion.class_report`.
+def class_table(folder: Path, evaluated: bool) -> str:
+    """Describe how each class fared, see `confusion.class_report`.
 
     Args:
-        path: Its file; where there is none, the text is empty.
+        folder: The run's; without the answers of a validation, the text is empty.
+        evaluated: Take the answers of --evaluate, not those of the best epoch.
 
     Raises:
         As `read_answers`.
     """
-    answers = read_answers(path)
+    answers = read_answers(folder / (EVALUATION_NAME if evaluated else CONFUSION_NAME))
     return "" if answers is None else class_report(answers.confusion, answers.classes)
 
 

@@ -175,7 +175,7 @@ def arm() -> None:
         pauses = Pauses(phase, float(seconds))
         sys.meta_path.insert(0, DuringImport(pauses))
     pauses.before(main, "load_data", "data")
-    load_data, check_ahead = main.load_data, main.check_ahead
+    load_data, build_epochs = main.load_data, main.build_epochs
 
     def armed_load_data(state: Any) -> Any:
         if "SABOTAGE" in os.environ:
@@ -183,12 +183,12 @@ def arm() -> None:
             put_fault(rank, int(step), kind)
         return load_data(state)
 
-    def armed_check_ahead(*args: Any) -> None:
-        check_ahead(*args)
-        if "PAUSE" in os.environ:  # its step and its checkpoint are none of the training's
+    def armed_build_epochs(*args: Any) -> Any:
+        if "PAUSE" in os.environ:  # the step and the checkpoint before are none of the training's
             put_pauses(pauses)
+        return build_epochs(*args)
 
-    main.load_data, main.check_ahead = armed_load_data, armed_check_ahead
+    main.load_data, main.build_epochs = armed_load_data, armed_build_epochs
 
 
 if __name__ == "__main__":

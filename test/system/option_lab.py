@@ -20,6 +20,7 @@ import torch
 from runs import checkpoint, values
 
 import main
+from image_classification import preflight
 from image_classification.training import Trainer
 from models.resnet import VARIANTS
 
@@ -123,7 +124,7 @@ class Lab:
             for context in (redirect_stdout(out), redirect_stderr(err), _spies(outcome)):
                 stack.enter_context(context)
             if "--check" not in flags:  # its step is none of the run's
-                stack.enter_context(mock.patch.object(main, "check_ahead", lambda *parts: None))
+                stack.enter_context(mock.patch.object(preflight, "check_ahead", mock.Mock()))
             returned = main.main([*data, *argv, *map(str, flags)])
         outcome.out, outcome.err = out.getvalue(), err.getvalue()
         assert returned == code, f"exit code {returned}\n{outcome.out}\n{outcome.err}"

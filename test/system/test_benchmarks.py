@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -116,14 +117,14 @@ def test_ours_is_wired_like_the_main_program(flags: list[str], tmp_path: Path) -
         ["--data-backend", "synthetic", "--arch", "resnet18", "--image-size", "32", "-b", "4",
          "--device", "cpu", "--workspace", str(tmp_path / "run"), *flags])  # fmt: skip
     state, _ = main.open_run(args, read_launch(), device, 0, Interruption())
-    with state.logger:
+    with state.logger, contextlib.ExitStack() as cleanup:
         splits = main.load_data(state)
         model = main.build_model(state, splits.num_classes)
         main.settle_batch(state, model, splits)
-        loader = main.build_loaders(state, splits)["train"]
+        loader = main.build_loaders(state, splits, cleanup)["train"]
         theirs = main.build_trainer(state, model, loader, splits)
+        images, _ = next(iter(loader))
     assert signature(ours) == signature(theirs)
-    images, _ = next(iter(loader))
     assert images.dtype == setup.images.dtype and images.stride() == setup.images.stride()
 
 

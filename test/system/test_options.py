@@ -15,10 +15,12 @@ import torch
 from runs import ROOT, environment, write_images
 
 pytest.register_assert_rewrite(
-    "option_lab", "option_table_data", "option_table_model", "option_table_training"
+    "option_lab", "option_table_data", "option_table_model", "option_table_runs",
+    "option_table_training",
 )
 import option_table_data  # noqa: E402, F401
 import option_table_model  # noqa: E402, F401
+import option_table_runs  # noqa: E402, F401
 import option_table_training  # noqa: E402, F401
 from option_lab import TABLE, Lab, Outcome, narrow_networks  # noqa: E402
 
@@ -282,7 +284,7 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --checkpoint model_best.pth.tar",
          "--checkpoint-filename, --raport-file, model_best.pth.tar, confusion.json, "
          "divergence.json, confusion_evaluation.json, metrics.jsonl, bad_files.txt, generations, "
-         "tensorboard must differ"),
+         "tensorboard, train.txt, val.txt must differ"),
         ("DIR --checkpoint .last",
          "--checkpoint-filename '.last': no dot in front, and no .sha256 at the end"),
         ("DIR --raport-file a.sha256",

@@ -46,10 +46,11 @@ def test_an_image_counts_the_same_in_any_company() -> None:
 
 def test_the_loss_of_a_training() -> None:
     images = SimpleNamespace(labels=np.array([0, 0, 0, 1]))
-    plain = training_loss("none", None, 2, 0.1)
+    splits = SimpleNamespace(train=images, num_classes=2)
+    plain = training_loss("none", splits, 0.1)
     assert isinstance(plain, nn.CrossEntropyLoss) and plain.label_smoothing == 0.1
-    balanced = training_loss("balanced", images, 2, 0.1)
+    balanced = training_loss("balanced", splits, 0.1)
     assert isinstance(balanced, ClassWeightedLoss) and balanced.label_smoothing == 0.1
     assert balanced.weights.tolist() == pytest.approx([4 / 6, 2.0])
     with pytest.raises(UsageError, match="classes can be counted"):
-        training_loss("balanced", object(), 2, 0.0)
+        training_loss("balanced", SimpleNamespace(train=object()), 0.0)

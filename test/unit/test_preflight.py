@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_a_run_is_the_same_with_and_without(
     command = [str(images), *COMMON, "--workspace"]
     assert main.main([*command, str(tmp_path / "with"), "--run-epochs", "1"]) == 0
     assert main.main([*command, str(tmp_path / "with"), "--resume", "auto"]) == 0
-    monkeypatch.setattr(main, "check_ahead", lambda *parts: None)
+    monkeypatch.setattr(preflight, "check_ahead", mock.Mock())
     assert main.main([*command, str(tmp_path / "without")]) == 0
     first, second = (tmp_path / name for name in ("with", "without"))
     one, two = (checkpoint(folder / "checkpoint.pth.tar") for folder in (first, second))

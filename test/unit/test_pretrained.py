@@ -23,9 +23,9 @@ from torch import nn
 from image_classification import safe_load
 from image_classification.errors import CheckpointError
 from image_classification.pretrained import (
-    extract_state_dict,
-    load_pretrained,
+    extract_weights,
     load_weight_file,
+    load_weights,
 )
 from image_classification.safe_load import load_tensors
 from models import create_model
@@ -262,7 +262,7 @@ def test_safetensors_files_load(tmp_path: Path, weights: dict[str, torch.Tensor]
         load_tensors(path)
 
 
-# ---- extract_state_dict ----
+# ---- extract_weights ----
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
@@ -272,25 +272,25 @@ def test_weights_are_found_whatever_wraps_them(
 ) -> None:
     wrapped = {prefix + name: value for name, value in weights.items()}
     content = wrapped if key is None else {key: wrapped, "epoch": 3}
-    assert list(extract_state_dict(content)) == list(weights)
+    assert list(extract_weights(content).state) == list(weights)
 
 
 def test_module_inside_a_name_stays() -> None:
     name = "module.my_module.module.weight"
-    assert list(extract_state_dict({name: torch.ones(1)})) == ["my_module.module.weight"]
+    assert list(extract_weights({name: torch.ones(1)}).state) == ["my_module.module.weight"]
 
 
 def test_ema_weights_are_taken_on_demand() -> None:
     content = {"state_dict": {"w": torch.zeros(1)}, "state_dict_ema": {"w": torch.ones(1)}}
-    assert extract_state_dict(content)["w"] == 0
-    assert extract_state_dict(content, ema=True)["w"] == 1
+    assert extract_weights(content).state["w"] == 0
+    assert extract_weights(content, ema=True).state["w"] == 1
     torchvision = {
         "model": {},
         "model_ema": {"n_averaged": torch.tensor(9), "module.w": torch.ones(1)},
     }
-    assert list(extract_state_dict(torchvision, ema=True)) == ["w"]
+    assert list(extract_weights(torchvision, ema=True).state) == ["w"]
     with pytest.raises(CheckpointError, match="no EMA weights"):
-        extract_state_dict({"state_dict": {"w": torch.zeros(1)}}, ema=True)
+        extract_weights({"state_dict": {"w": torch.zeros(1)}}, ema=True)
 
 
 @pytest.mark.parametrize(
@@ -307,16 +307,16 @@ def test_ema_weights_are_taken_on_demand() -> None:
 )
 def test_content_without_weights_is_an_error(content: object, text: str) -> None:
     with pytest.raises(CheckpointError, match=text):
-        extract_state_dict(content, source="x.pth")
+        extract_weights(content, source="x.pth")
 
 
-# ---- load_pretrained ----
+# ---- load_weights ----
 
 
 def test_all_weights_are_loaded(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     torch.save({"state_dict": {f"module.{n}": v for n, v in weights.items()}}, tmp_path / "w.pth")
     model = TinyNet()
-    report = load_pretrained(model, tmp_path / "w.pth")
+    report = load_weights(model, load_weight_file(tmp_path / "w.pth"))
     torch.testing.assert_close(model.state_dict(), weights, rtol=0, atol=0)
     assert report.matched == list(weights)
     assert (report.missing, report.unexpected, report.mismatched) == ([], [], [])
@@ -330,10 +330,10 @@ def test_the_classifier_is_replaced_only_when_asked_and_with_a_message(
     model = TinyNet(classes=7)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match="3 classes, the model has 7"):
-        load_pretrained(model, path)
+        load_weights(model, load_weight_file(path))
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
-    report = load_pretrained(model, path, replace_head=True)
+    report = load_weights(model, load_weight_file(path), replace_head=True)
     assert torch.equal(model.conv.weight, weights["conv.weight"])
     assert torch.equal(model.fc.weight, before["fc.weight"])
     assert report.mismatched == ["fc.weight", "fc.bias"]
@@ -346,8 +346,8 @@ def test_weights_without_a_classifier_need_one(
     path = tmp_path / "w.pth"
     torch.save({name: v for name, v in weights.items() if not name.startswith("fc")}, path)
     with pytest.raises(CheckpointError, match="no classifier"):
-        load_pretrained(TinyNet(), path)
-    report = load_pretrained(TinyNet(), path, replace_head=True)
+        load_weights(TinyNet(), load_weight_file(path))
+    report = load_weights(TinyNet(), load_weight_file(path), replace_head=True)
     assert report.missing == ["fc.weight", "fc.bias"]
 
 
@@ -362,7 +362,7 @@ def test_another_network_is_refused(
     path = tmp_path / "w.pth"
     torch.save(create_model(file, 4).state_dict(), path)
     with pytest.raises(CheckpointError, match="does not fit the model") as error:
-        load_pretrained(create_model(model, 5), path, replace_head=replace_head)
+        load_weights(create_model(model, 5), load_weight_file(path), replace_head=replace_head)
     assert_one_clear_line(error, path)
 
 
@@ -372,13 +372,13 @@ def test_missing_batch_norm_is_refused_although_it_is_few_values(tmp_path: Path)
     }
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="running_mean"):
-        load_pretrained(create_model("resnet18", 2), tmp_path / "w.pth")
+        load_weights(create_model("resnet18", 2), load_weight_file(tmp_path / "w.pth"))
 
 
 def test_step_counters_may_be_missing(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     state = {n: v for n, v in weights.items() if "num_batches" not in n}
     torch.save(state, tmp_path / "w.pth")
-    report = load_pretrained(TinyNet(), tmp_path / "w.pth", min_matched=1.0)
+    report = load_weights(TinyNet(), load_weight_file(tmp_path / "w.pth"), min_matched=1.0)
     assert report.missing == ["bn.num_batches_tracked"]
     assert len(report.messages) == 1
 
@@ -388,17 +388,19 @@ def test_a_few_missing_tensors_are_reported(tmp_path: Path) -> None:
     del state["layer1.0.bn1.bias"]
     state["extra"] = torch.ones(1)
     torch.save(state, tmp_path / "w.pth")
-    report = load_pretrained(create_model("resnet18", 2), tmp_path / "w.pth")
+    report = load_weights(create_model("resnet18", 2), load_weight_file(tmp_path / "w.pth"))
     assert (report.missing, report.unexpected) == (["layer1.0.bn1.bias"], ["extra"])
     text = "\n".join(report.messages)
     assert "freshly initialised: layer1.0.bn1.bias" in text
     assert "not in the model: extra" in text
     with pytest.raises(CheckpointError, match="100% is needed"):
-        load_pretrained(create_model("resnet18", 2), tmp_path / "w.pth", min_matched=1.0)
+        load_weights(
+            create_model("resnet18", 2), load_weight_file(tmp_path / "w.pth"), min_matched=1.0
+        )
 
 
 def test_non_finite_weights_are_refused(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     weights["bn.running_var"][3] = float("nan")
     torch.save(weights, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"NaN or infinite values in bn\.running_var"):
-        load_pretrained(TinyNet(), tmp_path / "w.pth")
+        load_weights(TinyNet(), load_weight_file(tmp_path / "w.pth"))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from image_classification.errors import CheckpointError, UsageError
-from image_classification.pretrained import load_pretrained
+from image_classification.pretrained import load_weight_file, load_weights
 from image_classification.published_weights import (
     PUBLISHED,
     VERSIONS,
@@ -130,7 +130,7 @@ def test_a_file_is_downloaded_checked_and_loads(
     path = fetch_published(published, folder, say=said.append)
     assert path == folder / published.file and [*folder.iterdir()] == [path]
     assert len(said) == 1 and said[0].startswith(f"downloading {published.url} (45 MB)")
-    report = load_pretrained(create_model("resnet18", 3), path, min_matched=1.0)
+    report = load_weights(create_model("resnet18", 3), load_weight_file(path), min_matched=1.0)
     assert not report.missing
 
 

@@ -32,7 +32,7 @@ from image_classification.errors import CheckpointError, UsageError
 from image_classification.pretrained import (
     Weights,
     extract_weights,
-    load_pretrained,
+    load_weight_file,
     load_weights,
 )
 from image_classification.weight_formats import FORMATS
@@ -120,7 +120,7 @@ def test_files_of_other_libraries_load_completely(arch: str, names: Names, tmp_p
     state = {f"module.{name}": value for name, value in foreign_file(arch, names).items()}
     torch.save({"epoch": 90, "arch": "x", "best_prec1": 1.0, "state_dict": state}, path)
     model = empty_model(arch)
-    report = load_pretrained(model, path, min_matched=1.0)
+    report = load_weights(model, load_weight_file(path), min_matched=1.0)
     assert numbers(model.state_dict()) == one_number_each(model)
     assert (report.missing, report.unexpected, report.mismatched) == ([], [], [])
     tensors = sum("num_batches" not in name for name in model.state_dict())
@@ -134,14 +134,14 @@ def test_files_of_other_libraries_load_completely(arch: str, names: Names, tmp_p
 def test_gates_load_as_linear_layers_and_as_convolutions(as_conv: bool) -> None:
     state = foreign_file("se-resnext101-32x4d", nvidia_resnet, se_as_conv=as_conv)
     model = empty_model("se-resnext101-32x4d", se_as_conv=not as_conv)
-    load_weights(model, extract_weights(state).state, "x", min_matched=1.0)
+    load_weights(model, extract_weights(state), min_matched=1.0)
     assert numbers(model.state_dict()) == one_number_each(model)
     # NVIDIA's EfficientNet has linear gates unless it was built for TensorRT.
     state = foreign_file("efficientnet-widese-b0", nvidia_efficientnet)
     if not as_conv:
         state = {n: v.flatten(1) if ".se." in n and v.ndim == 4 else v for n, v in state.items()}
     model = empty_model("efficientnet-widese-b0")
-    load_weights(model, extract_weights(state).state, "x", min_matched=1.0)
+    load_weights(model, extract_weights(state), min_matched=1.0)
     assert numbers(model.state_dict()) == one_number_each(model)
 
 
@@ -168,7 +168,7 @@ def assert_same_outputs(theirs: nn.Module, arch: str, path: Path, **options: obj
     torch.save(theirs.state_dict(), path)
     weights = extract_weights(torch.load(path, weights_only=True), source=str(path))
     ours = create_model(arch, **options).eval()
-    report = load_weights(ours, weights.state, str(path), weights.format, min_matched=1.0)
+    report = load_weights(ours, weights, min_matched=1.0)
     assert report.warnings == []
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
@@ -255,7 +255,7 @@ def test_two_networks_in_one_file_are_not_guessed_at() -> None:
     found = extract_weights(both)
     assert found.format is None and list(found.state) == list(both)
     with pytest.raises(CheckpointError, match=r"only in the file: student\.conv1\.weight"):
-        load_weights(empty_model("resnet18"), found.state, "x")
+        load_weights(empty_model("resnet18"), found)
 
 
 def test_two_weights_for_one_place_are_an_error() -> None:
@@ -282,7 +282,7 @@ def test_safetensors_of_another_library(tmp_path: Path) -> None:
     state = foreign_file("efficientnet-b0", lukemelas_efficientnet)
     safetensors.save_file({n: v.contiguous() for n, v in state.items()}, tmp_path / "w.safetensors")
     model = empty_model("efficientnet-b0")
-    load_pretrained(model, tmp_path / "w.safetensors", min_matched=1.0)
+    load_weights(model, load_weight_file(tmp_path / "w.safetensors"), min_matched=1.0)
     assert numbers(model.state_dict()) == one_number_each(model)
 
 
@@ -294,7 +294,7 @@ def test_what_no_table_knows_keeps_its_name() -> None:
     state |= {"blocks.2.0.conv_se.weight": torch.ones(1), "extra": torch.ones(1)}
     found = extract_weights(state)
     assert list(found.state)[-2:] == ["blocks.2.0.conv_se.weight", "extra"]
-    report = load_weights(empty_model("efficientnet-b0"), found.state, "x", found.format)
+    report = load_weights(empty_model("efficientnet-b0"), found)
     assert report.unexpected == ["blocks.2.0.conv_se.weight", "extra"]
     assert "0 missing, 0 of another shape, 2 only in the file" in report.messages[0]
 
@@ -305,7 +305,7 @@ def test_blocks_are_not_placed_where_one_is_not_complete() -> None:
     found = extract_weights(state)
     assert "_blocks.6._bn1.weight" in found.state and "classifier.1.weight" in found.state
     with pytest.raises(CheckpointError, match=r"EfficientNet-PyTorch .* does not fit the model"):
-        load_weights(empty_model("efficientnet-b0"), found.state, "x", found.format)
+        load_weights(empty_model("efficientnet-b0"), found)
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "-1", "x", "\u0663"])
@@ -322,9 +322,9 @@ def test_wider_gates_are_named_with_both_shapes() -> None:
         if name.startswith(("layer2", "layer3", "layer4")) and ".se.fc1." in name:
             rows = 32 * 2 ** (int(name[5]) - 2)
             state[name] = value[:1].expand(rows, *value.shape[1:])
-    weights = extract_weights(state)
+    weights = extract_weights(state, source="w.pth")
     with pytest.raises(CheckpointError) as error:
-        load_weights(empty_model("se-resnext101-32x4d"), weights.state, "w.pth", weights.format)
+        load_weights(empty_model("se-resnext101-32x4d"), weights)
     text = str(error.value)
     assert "w.pth (timm's SE-ResNeXt) does not fit the model" in text
     assert "layer2.0.se.squeeze.weight [32, 512] instead of [16, 512]" in text
@@ -335,8 +335,8 @@ def test_the_share_that_must_fit_can_be_told() -> None:
     kept = {name: value for name, value in state.items() if "layers.6" not in name}
     weights, model = extract_weights(kept), empty_model("efficientnet-b0")
     with pytest.raises(CheckpointError, match=r"9\d\.\d% matches|8\d\.\d% matches"):
-        load_weights(model, weights.state, "x", weights.format)
-    report = load_weights(model, weights.state, "x", weights.format, min_matched=0.5)
+        load_weights(model, weights)
+    report = load_weights(model, weights, min_matched=0.5)
     assert len(report.missing) == sum("layers.6" in name for name in state)
 
 
@@ -346,7 +346,7 @@ def test_the_share_that_must_fit_can_be_told() -> None:
 def warnings(state: dict[str, Tensor], source: str, epsilon: float, **content: object) -> list[str]:
     weights = extract_weights({"state_dict": state, **content}, source=source)
     model = empty_model("efficientnet-b0", bn_epsilon=epsilon)
-    return load_weights(model, weights.state, source, weights.format).warnings
+    return load_weights(model, weights).warnings
 
 
 @pytest.mark.parametrize(

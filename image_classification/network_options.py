@@ -1,0 +1,99 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""What export.py, quantize.py and prune.py share: which network, and where its new form goes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from image_classification.device_table import import_torch_or_explain
+from image_classification.errors import UsageError
+from image_classification.option_parser import OptionParser
+from image_classification.option_types import POSITIVE
+from models import find_arch
+
+if TYPE_CHECKING:
+    from image_classification.trained_network import TrainedNetwork
+
+#: Formats of other programs, see `export_formats`, and the endings of their files.
+ENDINGS = {
+    "onnx": ".onnx",
+    "torchscript": ".torchscript",
+    "safetensors": ".safetensors",
+    "exported_program": ".pt2",
+}
+
+
+def add_network_options(parser: OptionParser, ending: str) -> None:
+    """Declares the options that name the network, and --output.
+
+    Args:
+        parser: Of the program.
+        ending: What the default output adds to the checkpoint's name, for the help.
+    """
+    add = parser.add_argument
+    add("--checkpoint", metavar="FILE", required=True,
+        help="checkpoint of main.py, or bare weights and --arch")
+    add("--output", metavar="FILE",
+        help=f"file to write (default: beside the checkpoint, with the ending {ending})")
+    add("-a", "--arch", metavar="NAME", help="network of bare weights")
+    add("--ema", action=argparse.BooleanOptionalAction,
+        help="take the averaged weights, or not (default: where the checkpoint has them)")
+    add("--bn-epsilon", type=POSITIVE, metavar="E",
+        help="BatchNorm's epsilon, where the file does not tell it")  # fmt: skip
+
+
+def settle_output(options: argparse.Namespace, ending: str) -> None:
+    """Chooses the output and checks what can be known before torch is imported.
+
+    Args:
+        options: Those of the program; their output becomes a path.
+        ending: What the default adds to the checkpoint's name.
+
+    Raises:
+        UsageError: One line for each problem, all of them at once.
+    """
+    stem = options.checkpoint.removesuffix(".tar").removesuffix(".pth")
+    output = options.output = Path(options.output or f"{stem}{ending}")
+    rules = [
+        (not output.parent.is_dir(), f"--output {output}: there is no folder {output.parent}"),
+        (os.path.realpath(output) == os.path.realpath(options.checkpoint),
+         "--output is the checkpoint itself; choose another name"),
+    ]  # fmt: skip
+    problems = [text for wrong, text in rules if wrong]
+    try:
+        find_arch(options.arch or "resnet50")
+    except UsageError as error:
+        problems.append(f"--arch: {error}")
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def load_network(
+    options: argparse.Namespace, say: Callable[[str], None], image_size: int | None = None
+) -> TrainedNetwork:
+    """Builds the network that the options name.
+
+    Args:
+        options: Those of the program.
+        say: Receives lines about the file.
+        image_size: Side of the input in pixels, instead of the checkpoint's.
+
+    Raises:
+        CheckpointError: unreadable or unsafe file, or one that does not fit.
+        UsageError: PyTorch is missing, or bare weights come without --arch.
+    """
+    import_torch_or_explain("cpu")
+    from image_classification.trained_network import load_trained_network
+
+    network = load_trained_network(
+        options.checkpoint, ema=options.ema, arch=options.arch, image_size=image_size,
+        bn_epsilon=options.bn_epsilon,
+    )  # fmt: skip
+    for note in network.notes:
+        say(note)
+    return network
