@@ -540,28 +540,28 @@ def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) 
         launch, num_nodes=args.world_size, master_addr=args.addr, device_index=args.gpu_id)
     device = Device.select(args.device, launch.local_rank, args.gpu_id)
     from image_classification import failures  # these import torch: after the device's import
-    from image_classification.metrics import mean_and_spread
+    from image_classification.seed_record import record_seed
 
     device.configure(tf32=args.tf32, deterministic=args.deterministic)
     affinity.bind(args.gpu_affinity, launch.local_rank, launch.local_world_size)
     notes = [*notes, *distributed.init(launch, device, args.dist_backend)]
     try:
-        top1 = [run_seed(args, launch, device, seed, notes, interruption)
-                for seed in args.seeds or [args.seed]]
+        for seed in args.seeds or [args.seed]:
+            best, folder = run_seed(args, launch, device, seed, notes, interruption)
+            if args.seeds and best is not None and launch.primary:
+                print(record_seed(folder.parent, seed, best, args.recipe))
     except Exception as error:
         if (explained := failures.explain(error, device, args.batch_size)) is not None:
             raise explained from error
         raise
-    if args.seeds and launch.primary and (found := [one for one in top1 if one is not None]):
-        print(f"top-1 over {len(found)} seeds: {mean_and_spread(found)} %")
     distributed.shutdown()
 
 
 def run_seed(
     args: argparse.Namespace, launch: Launch, device: Device, seed: int | None, notes: list[str],
     interruption: Interruption,
-) -> float | None:
-    """One whole run; returns the best top-1 in percent, None if nothing was validated."""
+) -> tuple[float | None, Path]:
+    """One whole run; returns the best top-1 in percent, if anything was validated, and where."""
     import torch
 
     from image_classification import distributed, preflight
@@ -604,7 +604,7 @@ def run_seed(
                 epochs=args.epochs, image_size=args.image_size, layout=state.memory_format,
                 held=interruption.held, rehearses=args.jit != "script", explains=args.check)
             if args.check:
-                return None
+                return None, state.workspace
             trainer.spread(lambda network: distributed.wrap(
                 network, launch, device, static_graph=trainer.accumulation_steps == 1))
             best, row = build_epochs(state, trainer, validator, loaders, splits).run()
@@ -615,7 +615,7 @@ def run_seed(
         what, seconds = "evaluated" if args.evaluate else "finished", time.perf_counter() - started
         logger.message(f"{what}: {headline(row, best)}{seconds:.1f} s, files in {state.workspace}",
                        "Experiment ended")
-        return best
+        return best, state.workspace
 
 
 def open_run(

@@ -7,6 +7,7 @@ CONFUSION_NAME = "confusion.json"
 DIVERGENCE_NAME = "divergence.json"
 EVALUATION_NAME = "confusion_evaluation.json"
 METRICS_NAME = "metrics.jsonl"
+SEEDS_NAME = "seeds.json"  # in the folder above, with --seeds
 RESERVED_NAMES = (
     BEST_NAME, CONFUSION_NAME, DIVERGENCE_NAME, EVALUATION_NAME, METRICS_NAME,
     "bad_files.txt", "generations", "tensorboard", "train.txt", "val.txt",

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -97,11 +98,15 @@ def seed(lab: Lab) -> None:
 @shows("--seeds", "one run per seed, in folders of their own")
 def seeds(lab: Lab) -> None:
     both = lab.run("--seeds", "0,1", drop=("--seed",))
-    assert both.files == {"seed_0", "seed_1"}
+    assert both.files == {"seed_0", "seed_1", "seeds.json"}
     runs = [Outcome(both.workspace / name) for name in ("seed_0", "seed_1")]
     assert [run.last["seed"] for run in runs] == [0, 1]
     assert not same(runs[0].weights, lab.base.weights)
     assert "top-1 over 2 seeds: " in both.out
+    record = json.loads((both.workspace / "seeds.json").read_text())
+    best = [max(run.values("val.top1")) for run in runs]
+    assert record["top1"] == {"0": approx(best[0]), "1": approx(best[1])}
+    assert record["mean"] == approx(sum(best) / 2) and record["std"] is not None
 
 
 # ---- optimizer and learning rate ----

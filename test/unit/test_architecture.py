@@ -24,7 +24,7 @@ LEVELS: dict[int, set[str]] = {
         "interruption", "heartbeat", "launcher", "run_files",
         "save_interval", "cifar", "pixel_index", "plain_pickle", "download", "small_images",
         "confusion", "environment", "divergence", "control_group", "host_memory", "model_card",
-        "weight_formats", "published_weights", "val_split",
+        "seed_record", "weight_formats", "published_weights", "val_split",
         "presets", "policies", "image_operations", "batch_augmentation", "models"},
     1: {"distributed", "agreement", "running_sums", "logger", "dlll_log", "log_sinks"},
     2: {"checkpoint", "checkpoint_files", "saver", "pretrained", "loader_worker",
