@@ -101,6 +101,7 @@ class Forked:
                 for number in signal.valid_signals():
                     if callable(signal.getsignal(number)):
                         signal.signal(number, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python starts
                 preexec_fn()
                 if stdout is not None:
                     assert (stdin, stderr) == (Forked.DEVNULL, Forked.STDOUT)
@@ -128,8 +129,6 @@ def execute(command: list[str], env: dict[str, str]) -> None:
     """What `python SCRIPT ARGUMENTS` does, from its first line on."""
     os.environ.clear()
     os.environ.update(env)
-    # A shell that runs the tests in the background makes them ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     sys.argv = command
     sys.path[0] = str(Path(command[0]).parent)

@@ -97,8 +97,6 @@ class Victim:
             [*map(str, [*command, *arguments, "-b", batch // ranks])],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(**extra),
             start_new_session=True,
-            # A shell that runs the tests in the background makes them ignore SIGINT.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         self.output = ""
         self.processes: list[int] = []

@@ -162,7 +162,6 @@ def test_signals_reach_the_training(device: Device, number: signal.Signals, grou
         device.command("train_full_1p.sh", "--epochs", "500"), cwd=ROOT,
         env=device.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stdout is not None
     while "Epoch: 0 Iteration: 1" not in (line := process.stdout.readline()):

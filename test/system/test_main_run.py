@@ -269,12 +269,9 @@ def test_a_run_that_has_stopped_early_is_done(images: Path, tmp_path: Path) -> N
 def test_ctrl_c_saves_and_says_so(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "main.py"), str(images), *map(str, SMALL), "--epochs",
                "500", "--workspace", str(tmp_path)]  # fmt: skip
-    # What runs in the background of a shell ignores the signal, and so do its children.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
-    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     while "Epoch: 1 " not in process.stdout.readline():
         assert process.poll() is None

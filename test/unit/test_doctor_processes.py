@@ -67,8 +67,6 @@ def test_jobs_end_with_the_doctor(number: int) -> None:
     """
     doctor = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        # A shell that runs the tests in the background makes them ignore SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     with doctor:
         assert doctor.stdout is not None

@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """A shell that runs the tests in the background makes them ignore SIGINT."""
+    """None, as a program has them that nobody has told otherwise."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
