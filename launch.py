@@ -12,12 +12,13 @@ It becomes main.py: whatever else stands on the line is main.py's, and wins.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
 
 from image_classification import recipes
-from image_classification.errors import UserError, tell
+from image_classification.errors import UsageError, UserError, tell
 from image_classification.option_parser import OptionParser
 
 ROOT = Path(__file__).resolve().parent
@@ -47,7 +48,10 @@ def command(argv: list[str]) -> list[str]:
     Raises:
         UsageError: An option of this program is missing, or there is no such recipe or mode.
     """
-    options, rest = build_parser().parse_known_args(argv)
+    try:
+        options, rest = build_parser().parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error).removeprefix("argument ")) from None
     book = recipes.read(options.cfg_file)
     words = book.find("-".join((options.model, options.platform, options.precision)).lower()).words
     mode = recipes.to_words(book.find_mode(options.mode))

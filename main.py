@@ -144,7 +144,8 @@ def _add_augmentation_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
-    group.set_defaults(channels=None)  # found in weights of a pruned network
+    # What a start finds out: a pruned network's widths, and whether there were weights.
+    group.set_defaults(channels=None, from_scratch=False)
     add = group.add_argument
     add("-a", "--arch", choices=model_names(), metavar="NAME",
         help=f"network (default: resnet50): {', '.join(model_names())}")
@@ -337,7 +338,7 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     parser = build_parser()
     args, problems = parser.parse_all(argv)
-    if recipe := getattr(args, "recipe", None):
+    if (recipe := getattr(args, "recipe", None)) is not None:
         argv = [*read_recipes(recipe).find(recipe.rpartition(":")[2]).words, *argv]
         args, problems = parser.parse_all(argv)
     name = getattr(args, "directory", None) or getattr(args, "data", None)
@@ -727,6 +728,7 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
     import torch
 
     from image_classification import distributed
+    from image_classification.freezing import without_weights
     from image_classification.pretrained import Weights, load_weights, starting_weights
     from models import create_model
 
@@ -738,8 +740,9 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
     if given is not None:
         args.bn_epsilon = given.bn_epsilon if args.bn_epsilon is None else args.bn_epsilon
         args.channels = given.channels if find_arch(args.arch).family == "resnet" else None
-    if given is None and args.pretrained_optional:  # random weights are worth no freezing
-        args.freeze = saved["config"].get("freeze", "none") if saved else "none"
+    args.from_scratch = saved["config"].get("from_scratch", False) if saved else given is None
+    if args.from_scratch and not args.evaluate:
+        args.freeze = without_weights(args.freeze, logger.warning)
     torch.manual_seed(state.seed)
     model = create_model(args.arch, num_classes, **model_options(args))
     if saved is not None:

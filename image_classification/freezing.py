@@ -4,10 +4,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from image_classification.errors import UsageError
 from models import NETWORK_PARTS
+
+
+def without_weights(part: str, warn: Callable[[str], None]) -> str:
+    """What to freeze of a network that begins with random numbers: nothing.
+
+    Args:
+        part: What is asked for, one of `models.NETWORK_PARTS`.
+        warn: Is told if that is not done.
+    """
+    if part != "none":
+        warn(
+            f"this training began without pretrained weights: --freeze {part} would keep random "
+            "numbers, nothing is frozen; give --pretrained or --pretrained-weights FILE"
+        )
+    return "none"
 
 
 class Freezing:

@@ -52,7 +52,8 @@ def _rules_of_the_run(options: argparse.Namespace) -> list[tuple[Any, str]]:
         (options.seeds and options.seed is not None, "--seed and --seeds exclude each other"),
         (options.seeds and options.resume not in (None, "auto"),
          "--seeds starts several runs: it goes with --resume auto only"),
-        (options.resume not in (None, "auto") and given,
+        (options.resume not in (None, "auto")
+         and (options.pretrained_weights or options.pretrained),
          "--resume brings its own weights: drop --pretrained and --pretrained-weights"),
         (options.pretrained_weights and (options.pretrained or options.pretrained_optional),
          "--pretrained and --pretrained-weights exclude each other; give one"),
@@ -108,8 +109,6 @@ def _rules_of_training(options: argparse.Namespace) -> list[tuple[Any, str]]:
          "--lr-milestones: needs growing numbers of epochs"),
         (options.end_lr > 0 and options.lr_schedule == "step",
          "--end-lr is for --lr-schedule linear, cosine or exponential"),
-        (options.unfreeze_after is not None and options.freeze == "none",
-         "--unfreeze-after needs --freeze stage1, ... or backbone"),
         (options.freeze != "none" and options.jit == "script",
          "--freeze does not go with --jit script, which hides the network's parts"),
         (options.head_lr is not None and options.lr == 0,

@@ -38,11 +38,18 @@ def prune(network: TrainedNetwork, keep: float) -> TrainedNetwork:
         The narrower network, which needs training.
 
     Raises:
-        UsageError: another kind of network, or Torch-Pruning is missing.
+        UsageError: another kind of network, a share that leaves a layer without channels, or
+            Torch-Pruning is missing.
     """
     model = copy.deepcopy(network.model)
     if not isinstance(model, ResNet) or VARIANTS[network.arch].groups > 1:
         raise UsageError(f"{network.arch} cannot be pruned; use a resnet without groups")
+    narrowest = min(channels_of(model))
+    if narrowest * keep < _MULTIPLE:
+        raise UsageError(
+            f"--keep {keep:g} would leave less than {_MULTIPLE} of the {narrowest} channels of the "
+            f"narrowest layers: give {_MULTIPLE / narrowest:g} or more"
+        )
     try:
         tools = importlib.import_module("torch_pruning")
     except ImportError as error:

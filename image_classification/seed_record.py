@@ -26,10 +26,8 @@ def record_seed(folder: Path, seed: int, top1: float, recipe: str | None) -> str
         recipe: Name of the recipe; None: without one.
 
     Returns:
-        A line about all seeds so far.
-
-    Raises:
-        OSError: It cannot be written; an earlier record stays.
+        A line about all seeds so far. Where the record cannot be written, it says so, and an
+        earlier one stays.
     """
     path, found = folder / SEEDS_NAME, {}
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
@@ -38,6 +36,10 @@ def record_seed(folder: Path, seed: int, top1: float, recipe: str | None) -> str
     found = dict(sorted({**found, seed: top1}.items()))
     spread = mean_and_spread(found.values())
     record = {"recipe": recipe, "top1": found, "mean": spread.mean, "std": spread.std}
-    with atomic_file(path) as file:
-        file.write(f"{json.dumps(record, indent=2)}\n".encode())
-    return f"top-1 over {len(found)} seeds: {spread} %, in {path}"
+    line = f"top-1 over {len(found)} seeds: {spread} %"
+    try:
+        with atomic_file(path) as file:
+            file.write(f"{json.dumps(record, indent=2)}\n".encode())
+    except OSError as error:
+        return f"{line}; {path} cannot be written: {error.strerror}"
+    return f"{line}, in {path}"

@@ -13,17 +13,17 @@ fi
 checkpoint=$1 data=$2 workspace=$3
 shift 3
 need_python
-if [ -e "$workspace/model_best.pth.tar" ]; then
-    echo "$NAME: $workspace holds a run already; name another WORKSPACE" >&2
-    exit 2
-fi
 mkdir -p -- "$workspace"
-"$PYTHON" "$ROOT/prune.py" --checkpoint "$checkpoint" --keep "${KEEP:-0.7}" \
-    --output "$workspace/pruned.pth.tar"
+if [ -e "$workspace/pruned.pth.tar" ]; then # CHECKPOINT and KEEP count in the first start only
+    echo "$NAME: going on with $workspace/pruned.pth.tar"
+else
+    "$PYTHON" "$ROOT/prune.py" --checkpoint "$checkpoint" --keep "${KEEP:-0.7}" \
+        --output "$workspace/pruned.pth.tar"
+fi
 # A small rate: the weights are good, they only have to make up for what is gone.
 "$PYTHON" "$ROOT/multiproc.py" --nproc_per_node "${NPROC:-1}" "$ROOT/main.py" "$data" \
     --device "${DEVICE:-auto}" --workspace "$workspace" --raport-file raport.json \
-    --pretrained-weights "$workspace/pruned.pth.tar" \
+    --pretrained-weights "$workspace/pruned.pth.tar" --resume auto \
     --epochs 30 -b 64 --lr 0.01 --lr-schedule cosine --momentum 0.9 --weight-decay 1e-4 "$@"
 "$PYTHON" "$ROOT/benchmarks/inference.py" "$checkpoint" "$workspace/pruned.pth.tar" \
     "$workspace/model_best.pth.tar" --data "$data" --json "$workspace/pruned.json"

@@ -154,6 +154,11 @@ class Lab:
         """The run whose checkpoint holds the initial weights."""
         return self.shared(*STILL)
 
+    @property
+    def initial(self) -> Path:
+        """A file with the initial weights."""
+        return self.still.workspace / "checkpoint.pth.tar"
+
     def close(self) -> None:
         """Removes the runs: a checkpoint is large."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -147,21 +147,28 @@ def freeze_bn(lab: Lab) -> None:
 
 @shows("--freeze", "weights and statistics of the first parts: unchanged by training")
 def freeze(lab: Lab) -> None:
-    start, made = lab.still.weights, lab.run("--freeze", "stage2").weights
+    start = lab.still.weights
+    made = lab.run("--freeze", "stage2", "--pretrained-weights", lab.initial).weights
     changed = {name.split(".")[0] for name in made if name.endswith(("weight", "bias"))
                and not torch.equal(made[name], start[name])}  # fmt: skip
     assert changed == {"layer3", "layer4", "fc"}
-    assert not made["layer2.0.bn1.running_mean"].any() and made["layer3.0.bn1.running_mean"].any()
+    for name, moves in (("layer2.0.bn1.running_mean", False), ("layer3.0.bn1.running_mean", True)):
+        assert torch.equal(made[name], start[name]) != moves
+    without = lab.run("--freeze", "stage2")
+    assert without.last["config"]["freeze"] == "none"  # random numbers are not worth keeping
+    assert "would keep random numbers" in without.out + without.err
     assert "--jit script" in lab.error("--freeze", "stage2", "--jit", "script")
 
 
 @shows("--unfreeze-after", "frozen parts: trained in the later epochs")
 def unfreeze_after(lab: Lab) -> None:
-    flags = ("--freeze", "backbone", "--epochs", 2, "--lr-schedule", "step")
+    flags = ("--freeze", "backbone", "--epochs", 2, "--lr-schedule", "step",
+             "--pretrained-weights", lab.initial)  # fmt: skip
     for more, moves in (((), False), (("--unfreeze-after", 1), True)):
         made = lab.run(*flags, *more).weights
         assert torch.equal(made["conv1.weight"], lab.still.weights["conv1.weight"]) != moves
-    assert "needs --freeze" in lab.error("--unfreeze-after", 1)
+    made = lab.run(*flags, "--freeze", "none", "--unfreeze-after", 1).weights  # as with a recipe
+    assert not torch.equal(made["conv1.weight"], lab.still.weights["conv1.weight"])
 
 
 @shows("--sync-bn", "BatchNorm over all devices; on a CPU an error")

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from runs import ROOT, environment, write_images
 
 import classify
 import export
@@ -131,6 +134,8 @@ def test_user_errors(
     for arguments, code, text in [
         (["--checkpoint", checkpoint, "--keep", "1.5"], 2, "above 0 and below 1"),
         (["--checkpoint", other, "--arch", "efficientnet-b0"], 2, "use a resnet without groups"),
+        (["--checkpoint", checkpoint, "--keep", "0.1"], 2, "64 channels of the narrowest layers: "
+         "give 0.125 or more"),
         (["--checkpoint", checkpoint, "--output", checkpoint], 2, "choose another name"),
         (["--checkpoint", tmp_path / "none.pth"], 4, "No such file"),
     ]:
@@ -139,6 +144,30 @@ def test_user_errors(
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     assert prune.main(["--checkpoint", str(checkpoint)]) == 2
     assert "pip install torch-pruning" in capsys.readouterr().err
+
+
+def test_the_script_prunes_trains_and_compares_and_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning")
+    model = create_model("resnet18_cifar", 3, channels=[16, 16, 16, 16, 16, 16, 16, 16, 16])
+    whole, workspace = tmp_path / "whole.pth.tar", tmp_path / "run"
+    torch.save({"arch": "resnet18_cifar", "classes": ["class_0", "class_1", "class_2"],
+                "model_options": {"channels": channels_of(model)},
+                "preprocessing": {"val": EvalPreset(32, 32).to_dict()},
+                "state_dict": model.state_dict()}, whole)  # fmt: skip
+    data = write_images(tmp_path / "data", train=4, val=2, size=32)
+    env = environment(PYTHON=sys.executable, KEEP="0.5", DEVICE="cpu")
+    command = ["bash", ROOT / "scripts/run_pruning.sh", whole, data, workspace, "-b", 4, "--arch",
+               "resnet18_cifar", "-j", 1, "--epochs"]  # fmt: skip
+    for epochs in (1, 2):
+        done = subprocess.run(
+            [*map(str, command), str(epochs)], env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("going on with" in done.stdout) == (epochs == 2)
+        saved = torch.load(workspace / "checkpoint.pth.tar", weights_only=True)
+        assert saved["epoch"] == epochs and set(saved["model_options"]["channels"]) == {8}
+    table = json.loads((workspace / "pruned.json").read_text())
+    assert len(table["contenders"]) == 3
 
 
 def test_a_pruned_network_is_trained_and_resumed(tmp_path: Path) -> None:

@@ -13,15 +13,18 @@ import torch
 from runs import ROOT, checkpoint, environment, run_main, write_images
 
 from image_classification.list_files import read_image_list
+from models import create_model
 
 
 def test_two_ranks_freeze_and_release_and_resume_bit_for_bit(tmp_path: Path) -> None:
     """The wrapper that adds up gradients is made anew; a frozen part keeps its statistics."""
     data = write_images(tmp_path / "data", size=32)
+    torch.save(create_model("resnet18", 3).state_dict(), tmp_path / "weights.pth")
     flags = (data, "--arch", "resnet18", "--image-size", 32, "-b", 4, "--epochs", 3, "--seed", 1,
              "--device", "cpu", "-j", 1, "--lr", 0.05, "--freeze", "backbone", "--unfreeze-after",
              2, "--gather-checkpoints")  # fmt: skip
-    run_main(*flags, "--workspace", tmp_path / "whole", ranks=2)
+    run_main(*flags, "--pretrained-weights", tmp_path / "weights.pth", "--workspace",
+             tmp_path / "whole", ranks=2)  # fmt: skip
     kept = [checkpoint(tmp_path / "whole" / f"checkpoint_{epoch:04}.pth.tar")["state_dict"]
             for epoch in range(3)]  # fmt: skip
     names = [name for name in kept[0] if not name.startswith("fc.")]

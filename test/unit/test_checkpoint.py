@@ -201,6 +201,7 @@ ELSEWHERE = {
     "run_epochs", "on_divergence", "early_stopping_patience", "seeds", "optimizer", "check",
     "recipe", "list_recipes", "pretrained",
     "pretrained_optional", "weights_dir", "weights_version", "min_matched", "channels",
+    "from_scratch",
     "class_report", "doctor", "evaluate",
     "training_only", "topk", "workspace", "run_name", "resume",
     "save_checkpoints", "checkpoint_filename", "gather_checkpoints", "checkpoint_interval",

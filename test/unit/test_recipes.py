@@ -58,6 +58,7 @@ def test_nvidias_settings(name: str) -> None:
         args.batch_size, args.optimizer_batch_size, args.lr, args.weight_decay, args.epochs,
     )  # fmt: skip
     assert (args.label_smoothing, args.mixup, args.lr_schedule) == (0.1, 0.2, "cosine")
+    assert args.conv_init == "fan_in"
     if name.startswith("efficientnet"):
         assert (args.optimizer, args.rmsprop_alpha, args.rmsprop_eps) == ("rmsprop", 0.9, 0.01)
         assert (args.momentum, args.warmup, args.interpolation) == (0.9, 16, "bicubic")
@@ -117,6 +118,8 @@ def test_another_form_is_one_line(tmp_path: Path, text: str, message: str) -> No
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown recipe ''"):
+        main.parse_args(["DIR", "--recipe", ""])
     with pytest.raises(UsageError, match=r"cannot read recipes.*No such file"):
         recipes.read(tmp_path / "none.yml")
 
@@ -151,6 +154,8 @@ def test_what_launch_does_not_know_is_one_line() -> None:
         line("--precision", "FP32", "--mode", "convergence")
     with pytest.raises(UsageError, match="unknown mode 'train'; known: benchmark_training"):
         line("--precision", "AMP", "--mode", "train")
+    with pytest.raises(UsageError, match="--mode: expected one argument"):
+        line("--precision", "AMP", "--mode")
 
 
 def test_launch_becomes_main() -> None:

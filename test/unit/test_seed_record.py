@@ -26,6 +26,13 @@ def test_it_grows_with_each_seed(tmp_path: Path) -> None:
     assert read(tmp_path)["std"] == pytest.approx(2**0.5)
 
 
+def test_a_record_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "seeds.json").mkdir()
+    line = record_seed(tmp_path, 0, 50.0, None)
+    assert line.startswith("top-1 over 1 seeds: 50.00 %; ")
+    assert line.endswith("seeds.json cannot be written: Is a directory")
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"top1": 5}', '{"top1": {"x": 1}}', "\0"])
 def test_a_damaged_record_is_begun_anew(tmp_path: Path, content: str) -> None:
     (tmp_path / "seeds.json").write_text(content)
