@@ -33,12 +33,15 @@ NAMES = {
     "torchvision-fp32": "torchvision fp32 nchw",
     "torchvision-amp": "torchvision amp hand",
     "timm-amp": "timm amp",
+    "timm-fp32": "timm fp32 nchw",
 }
 BASELINE = NAMES["torchvision-fp32"]
-# The same settings with and without this package.
+# The same precision and memory format with and without this package.
 PAIRS = [
     (NAMES["ours"], NAMES["torchvision-fp32"]),
+    (NAMES["ours"], NAMES["timm-fp32"]),
     (NAMES["ours-amp"], NAMES["torchvision-amp"]),
+    (NAMES["ours-amp"], NAMES["timm-amp"]),
 ]
 
 
@@ -188,6 +191,7 @@ def _describe(name: str, arch: str, device: Device, setup: Setup) -> Contender:
             arch, setup.images, setup.target, **amp,
             fused=device.prefers_fused_optimizers(setup.amp_dtype),
         ),
+        "timm-fp32": lambda: timm_loop.build(arch, setup.images, setup.target, **amp),
         "timm-amp": lambda: timm_loop.build(arch, setup.images, setup.target, **amp),
     }
 

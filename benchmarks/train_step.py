@@ -129,7 +129,7 @@ def report(args: argparse.Namespace, found: measure.Comparison) -> str:
     for one, other in PAIRS:
         ratio = found.ratio(one, other)
         if ratio is not None:
-            lines.append(f"same settings, {one} / {other}: {ratio.text(3)}")
+            lines.append(f"same precision and layout, {one} / {other}: {ratio.text(3)}")
     return "\n".join(lines)
 
 

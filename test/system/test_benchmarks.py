@@ -54,13 +54,13 @@ def test_the_table_has_a_row_for_every_contender_that_runs(
     assert header[1:3] == ["img/s", "min-max"] and "torchvision fp32 nchw" in header[3]
     assert set("".join(rule)) == {"-"}
     names = list(train_contenders.NAMES.values())
-    assert [row[0] for row in body] == (names if TIMM else names[:-1])
+    assert [row[0] for row in body] == (names if TIMM else names[:-2])
     rates = {row[0]: float(row[1]) for row in body}
     for contender in record["contenders"]:
         rate = contender["images_per_second"]["median"]
         assert rates[contender["name"]] == pytest.approx(rate, abs=0.051) and rate > 0
     assert ("timm amp: left out" in printed) is not TIMM
-    assert "same settings, ours --amp / torchvision amp hand: " in printed
+    assert "same precision and layout, ours --amp / torchvision amp hand: " in printed
 
 
 def test_the_file_says_what_ran_where(whole: tuple[str, dict[str, Any]]) -> None:
