@@ -90,15 +90,15 @@ def load(
     folder = Path(data)
     if is_sample(data):
         folder = prepare_sample(data, samples / data.removeprefix(SAMPLE_PREFIX))
-    wanted = val and val_share is not None and folder.is_dir()
-    if wanted and not has_split(folder, "val"):
-        splits = make_splits(folder, val_share, train=train, layout=layout, num_classes=num_classes)
+    share = val_share if val and folder.is_dir() else None
+    if share is not None and not has_split(folder, "val"):
+        splits = make_splits(folder, share, train=train, layout=layout, num_classes=num_classes)
         if train and lists is not None:
             splits.warnings.extend(write_lists(splits, folder, lists))
     else:
         splits = load_splits(folder, train=train, val=val, layout=layout, num_classes=num_classes)
-        if wanted:
-            splits.warnings.append(f"--val-split {val_share:g} changes nothing: val is there")
+        if share is not None:
+            splits.warnings.append(f"--val-split {share:g} changes nothing: val is there")
     if splits.train is not None:
         line = describe_imbalance(np.bincount(splits.train.labels), splits.classes)
         if line is not None:
