@@ -40,6 +40,9 @@ def build_parser() -> OptionParser:
     add_network_options(parser, f"{ENDING}; the figures go into a .json file beside it")
     add = parser.add_argument
     add("data", metavar="DIR", help="folder with train/ and val/, CIFAR, or sample:digits")
+    add("--val-split", type=kind.CHANCE, metavar="SHARE",
+        help="where DIR has no val: the share that --val-split of main.py took in the training, "
+        "such as 0.2; the same images are held out again")
     add("--images", type=kind.COUNT, default=512, metavar="N",
         help="training images, evenly spread, that show the ranges of the activations "
         "(default: 512)")
@@ -67,8 +70,9 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     network = load_network(args, print)
     splits = data_sources.load_for_network(
-        args.data, network.classes, train=True, samples=PACKAGE_ROOT / "data", say=print
-    )
+        args.data, network.classes, train=True, val_share=args.val_split,
+        samples=PACKAGE_ROOT / "data", say=print,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         float_file = Path(folder) / "fp32.onnx"
         print(export(network, float_file, "onnx")[0])

@@ -4,17 +4,17 @@
 """What pretrained weights are worth on few images: fine-tuning against training from scratch.
 
     python benchmarks/finetune.py DIR          # DIR/<class>/<image>, for example CIFAR-10 as JPEGs
+    python benchmarks/finetune.py DIR --pretraining 2000 3 --images 200 --val 200   # a smaller DIR
 
-Half of the classes train a network; a few images of the other half fine-tune it. A network that
-starts from random weights sees the same images for as many epochs, all its layers from the first
-one on, so that it has at least the same time. Every step is main.py's, as a user starts it.
+The first half of the classes, by name, trains a network; a few images of the other half fine-tune
+it. A network that starts from random weights sees the same images for as many epochs, all its
+layers from the first one on, so that it has at least the same time. Every run is one of main.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -25,8 +25,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
+
 from benchmarks import environment, measure
+from image_classification import option_types as kind
+from image_classification.data_index import scan_class_folders
 from image_classification.device import DEVICE_TYPES, Device
+from image_classification.errors import DataError, UserError, printable, tell
 from image_classification.metrics import mean_and_spread
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
@@ -42,59 +47,62 @@ def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
-    add("directory", type=Path, metavar="DIR", help="a folder for each class")
+    add("directory", type=Path, metavar="DIR", help="a folder for each class, four at least")
     add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
     add("--arch", default="resnet18_cifar", metavar="NAME", help="default: resnet18_cifar")
-    add("--images", type=int, default=400, metavar="N", help="to fine-tune with; default: 400")
-    add("--pretraining", type=int, nargs=2, default=[10000, 3], metavar=("N", "EPOCHS"),
-        help="images and epochs of the first training; default: 10000 3")
-    add("--epochs", type=int, default=15, metavar="N", help="of fine-tuning; default: 15")
-    add("--val", type=int, default=1000, metavar="N", help="validation images; default: 1000")
-    add("--seeds", type=int, default=3, metavar="N", help="repetitions; default: 3")
+    add("--images", type=kind.COUNT, default=400, metavar="N",
+        help="of the second half of the classes, to fine-tune with; default: 400")
+    add("--pretraining", type=kind.COUNT, nargs=2, default=[10000, 3], metavar=("N", "EPOCHS"),
+        help="images of the first half, and epochs of the first training; default: 10000 3")
+    add("--epochs", type=kind.COUNT, default=15, metavar="N", help="of fine-tuning; default: 15")
+    add("--val", type=kind.COUNT, default=1000, metavar="N",
+        help="validation images of each half; default: 1000")
+    add("--seeds", type=kind.COUNT, default=3, metavar="N", help="repetitions; default: 3")
     add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
     return parser
 
 
-def divide(source: Path, target: Path, train: int, val: int) -> tuple[Path, Path]:
+def divide(source: Path, target: Path, train: tuple[int, int], val: int) -> tuple[Path, Path]:
     """Links two data sets together, one for each half of the classes.
 
     Args:
         source: A folder for each class.
         target: Where the data sets are made.
-        train: Training images of the first half of the classes; the other has all that are left.
-        val: Validation images of each half.
+        train: Training images of each half, in equal numbers of each class, rounded down.
+        val: Validation images of each half, likewise.
 
     Returns:
         The data sets.
+
+    Raises:
+        DataError: Fewer than four classes, or too few images of one.
     """
-    classes = sorted(path for path in source.iterdir() if path.is_dir())
-    if len(classes) < 4:
-        sys.exit(f"{source} holds {len(classes)} class folders, 4 are needed")
-    half = len(classes) // 2
-    made = target / "first", target / "second"
-    for place, group in zip(made, (classes[:half], classes[half:]), strict=True):
-        for folder in group:
-            images = sorted(folder.iterdir())
-            random.Random(0).shuffle(images)
-            start = val // len(group)
-            for split, chosen in (("val", images[:start]),
-                                  ("train", images[start:][: train // len(group)])):  # fmt: skip
-                (place / split / folder.name).mkdir(parents=True)
-                for image in chosen:
-                    os.symlink(image.resolve(), place / split / folder.name / image.name)
+    index = scan_class_folders(source, "train")
+    count = len(index.classes)
+    if count < 4:
+        raise DataError(f"{printable(source)} holds {count} class folders, 4 are needed")
+    halves = range(count // 2), range(count // 2, count)
+    made = target / "first", target / "few"
+    for place, labels, images in zip(made, halves, train, strict=True):
+        for_val, for_train = val // len(labels), images // len(labels)
+        for label in labels:
+            found = np.flatnonzero(index.labels == label).tolist()
+            name, needed = index.classes[label], max(for_val, 1) + max(for_train, 1)
+            if not for_val or not for_train or len(found) < needed:
+                raise DataError(
+                    f"{printable(source / name)} has {len(found)} images for {for_val} in val and "
+                    f"{for_train} in train: at least one each is needed, and no more than there "
+                    "are; see --val, --images, --pretraining"
+                )
+            random.Random(0).shuffle(found)
+            for split, chosen in (("val", found[:for_val]),
+                                  ("train", found[for_val : for_val + for_train])):  # fmt: skip
+                folder = place / split / name
+                folder.mkdir(parents=True)
+                for number, i in enumerate(chosen):
+                    image = Path(index.path(i)).resolve()
+                    (folder / f"{number}{image.suffix}").symlink_to(image)
     return made
-
-
-def thin(data: Path, images: int, target: Path) -> Path:
-    """Links a data set with so many training images in all."""
-    os.makedirs(target)
-    os.symlink(data / "val", target / "val")
-    classes = sorted((data / "train").iterdir())
-    for folder in classes:
-        (target / "train" / folder.name).mkdir(parents=True)
-        for image in sorted(folder.iterdir())[: images // len(classes)]:
-            os.symlink(image.resolve(), target / "train" / folder.name / image.name)
-    return target
 
 
 def train(data: Path, workspace: Path, *flags: str) -> tuple[float, float, str]:
@@ -103,7 +111,8 @@ def train(data: Path, workspace: Path, *flags: str) -> tuple[float, float, str]:
     command = [sys.executable, str(MAIN), str(data), "--workspace", str(workspace), *flags]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(done.stderr)
+        sys.stderr.write(done.stderr)
+        sys.exit(done.returncode)
     seconds = time.perf_counter() - started
     rows = map(json.loads, (workspace / "metrics.jsonl").read_text("utf-8").splitlines())
     top1 = [row["data"]["val.top1"] for row in rows if row["type"] == "epoch"][-1]
@@ -115,8 +124,8 @@ def compare(args: argparse.Namespace, device: Device, folder: Path) -> dict[str,
     common = ["--device", device.type, "--arch", args.arch, "--lr-schedule", "cosine",
               "--label-smoothing", "0.1", "--warmup", "1"]  # fmt: skip
     number, epochs = args.pretraining
-    first, second = divide(args.directory, folder, number, args.val)
-    few, base = thin(second, args.images, folder / "few"), folder / "base"
+    first, few = divide(args.directory, folder, (number, args.images), args.val)
+    base = folder / "base"
     flags = ["-b", "64", "--lr", "0.1", "--seed", "0", "--epochs", str(epochs)]
     top1, seconds, _ = train(first, base, *common, *flags)
     say(f"pretraining: {top1:.2f} % in {seconds:.0f} s")
@@ -143,9 +152,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> None:
     """Runs the benchmark; prints a table and writes one JSON file."""
-    args = build_parser().parse_args(argv)
     device = Device.select(args.device)
     described = environment.capture(device)
     say(environment.text(described))
@@ -154,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\n{args.images} images, {args.epochs} epochs, {args.arch}, {device}\n")
     print("start | top-1 (%) | seconds\n----- | ----- | -----")
     for name, rows in found["runs"].items():
-        cells = (mean_and_spread([row[key] for row in rows]) for key in ("top1", "seconds"))
+        cells = (str(mean_and_spread(row[key] for row in rows)) for key in ("top1", "seconds"))
         print(f"{name} | " + " | ".join(cells))
     print(f"\ngain: {mean_and_spread(found['gain'])} points\n")
     print("\n".join(found["classes"]))
@@ -163,6 +171,14 @@ def main(argv: list[str] | None = None) -> int:
     record = {"benchmark": "finetune", "schema": measure.SCHEMA, "environment": described,
               "settings": settings, **found}  # fmt: skip
     measure.save(record, args.json, device)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; user errors become one line and an exit code."""
+    try:
+        run(build_parser().parse_args(argv))
+    except UserError as error:
+        return tell("finetune.py", error)
     return 0
 
 

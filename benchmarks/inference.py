@@ -210,6 +210,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="checkpoints and .onnx files; a checkpoint comes first, the others are compared "
         "with it")
     add("--data", required=True, metavar="DIR", help="folder with val/, CIFAR, or sample:digits")
+    add("--val-split", type=kind.CHANCE, metavar="SHARE",
+        help="where DIR has no val: the share that --val-split of main.py took in the training")
     add("--arch", metavar="NAME", help="network of bare weights")
     add("--val-images", type=kind.COUNT, metavar="N",
         help="judge on N validation images, evenly spread (default: all)")
@@ -253,8 +255,9 @@ def run(args: argparse.Namespace) -> None:
         else:
             engines += onnx_engines(path, torch.get_num_threads())
     splits = data_sources.load_for_network(
-        args.data, first.classes, train=False, samples=environment.ROOT / "data", say=say
-    )
+        args.data, first.classes, train=False, val_share=args.val_split,
+        samples=environment.ROOT / "data", say=say,
+    )  # fmt: skip
     val = data_sources.evenly_spread(splits.val, args.val_images)
     loader = evaluation_loader(val, first.preset, effort.batch_size)
     work = {path.name: count_work(network) for path, network in networks.items()}

@@ -245,10 +245,24 @@ def _class_images(folder: str, relative: str, all_visited: dict[str, int]) -> li
 def _no_classes_text(root: Path, split: str, entries: list[os.DirEntry[str]]) -> str:
     images = sum(entry.name.lower().endswith(IMAGE_EXTENSIONS) for entry in entries)
     if not images:
-        return f"{printable(root)}: empty; expected one folder of images per class"
-    list_file = printable(root.parent / f"{split}.txt")
+        text = f"{printable(root)}: empty; expected one folder of images per class"
+        if split == "val":
+            text += (
+                "; or remove it: main.py --val-split 0.2 and run_process_data.sh take a share of "
+                "train where there is no val"
+            )
+        return text
+    text = f"{printable(root)}: {images} images lie directly in this folder"
+    if split == "val":
+        text += ", as in the flat ILSVRC validation set"
+    elif root.name == split:
+        text += (
+            f", which is taken for all training images (if {split} is the name of a class, rename "
+            f"the folder, or put all class folders below another folder {split}/)"
+        )
+    # A folder whose own folders are the classes has its list within.
+    list_file = printable((root.parent if root.name == split else root) / f"{split}.txt")
     return (
-        f"{printable(root)}: {images} images lie directly in this folder, as in the flat ILSVRC "
-        f"validation set, and nothing says their classes; write {list_file} with one line "
-        "'file label' per image, or move the images into one folder per class"
+        f"{text}, and nothing says their classes; write {list_file} with one line 'file label' per "
+        "image, or move the images into one folder per class"
     )

@@ -90,12 +90,15 @@ def load(
     folder = Path(data)
     if is_sample(data):
         folder = prepare_sample(data, samples / data.removeprefix(SAMPLE_PREFIX))
-    if val and val_share is not None and folder.is_dir() and not has_split(folder, "val"):
-        splits = make_splits(folder, val_share, train=train, layout=layout, num_classes=num_classes)
+    share = val_share if val and folder.is_dir() else None
+    if share is not None and not has_split(folder, "val"):
+        splits = make_splits(folder, share, train=train, layout=layout, num_classes=num_classes)
         if train and lists is not None:
-            write_lists(splits, folder, lists)
+            splits.warnings.extend(write_lists(splits, folder, lists))
     else:
         splits = load_splits(folder, train=train, val=val, layout=layout, num_classes=num_classes)
+        if share is not None:
+            splits.warnings.append(f"--val-split {share:g} changes nothing: val is there")
     if splits.train is not None:
         line = describe_imbalance(np.bincount(splits.train.labels), splits.classes)
         if line is not None:
@@ -104,8 +107,9 @@ def load(
 
 
 def load_for_network(
-    data: str, classes: Sequence[str], *, train: bool, samples: Path, say: Callable[[str], None]
-) -> Splits:
+    data: str, classes: Sequence[str], *, train: bool, val_share: float | None = None,
+    samples: Path, say: Callable[[str], None],
+) -> Splits:  # fmt: skip
     """Index the images on which a trained network is judged.
 
     Args:
@@ -113,6 +117,7 @@ def load_for_network(
         classes: Class names of the network, by index; where they are plain numbers, the labels of
             the data count.
         train: Index the training images too.
+        val_share: As for `load`: with the share of the network's training its val comes out again.
         samples: Folder below which built-in data sets are written.
         say: Receives lines about the data.
 
@@ -125,7 +130,8 @@ def load_for_network(
     """
     splits = load(
         data, settle_dataset("auto", data), train=train, val=True, layout="auto",
-        num_classes=len(classes), samples=samples, small_side=None, create=False, say=say,
+        num_classes=len(classes), samples=samples, small_side=None, create=False,
+        val_share=val_share, say=say,
     )  # fmt: skip
     for warning in splits.warnings:
         say(warning)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,7 @@ __all__ = [
     "Sample",
     "Splits",
     "adopt_classes",
+    "check_split_names",
     "has_split",
     "load_split",
     "load_splits",
@@ -41,10 +43,10 @@ __all__ = [
 LAYOUTS = ("auto", "folder", "list")
 AnyIndex = TypeVar("AnyIndex", bound=ImageIndex | PixelIndex)
 
-# Names that other tools give to the two splits, for the hint in the error.
+# Names that other tools give to the two splits, in letters of either case.
 OTHER_NAMES = {
-    "train": ("training", "Train", "TRAIN"),
-    "val": ("validation", "valid", "test", "Val", "VAL"),
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "test", "testing"),
 }
 
 
@@ -154,6 +156,37 @@ def has_split(data: Path, split: str) -> bool:
     return any((data / form).exists() for form in (split, f"{split}.txt", split + INDEX_ENDING))
 
 
+def check_split_names(data: Path, cure: str, splits: Iterable[str] = tuple(OTHER_NAMES)) -> None:
+    """Make sure that no folder is taken for a class, or left out, that is a split by another name.
+
+    Args:
+        data: DIR.
+        cure: What to do if the folder is no split, for the message.
+        splits: The splits that may lie there.
+
+    Raises:
+        DataError: There is such a folder, and nothing by the right name.
+    """
+    for split in splits:
+        other = None if has_split(data, split) else _other_name(data, split)
+        if other is not None:
+            raise DataError(
+                f"{printable(data)} holds {other}/ and no {split}/: if that is what it is, rename "
+                f"it (mv {other} {split}); if not, {cure}"
+            )
+
+
+def _other_name(data: Path, split: str) -> str | None:
+    """The folder that is a split by another name."""
+    known = OTHER_NAMES[split]
+    try:
+        names = [name for name in os.listdir(data) if name.lower() in known]
+    except OSError:  # whoever reads the folder says why
+        return None
+    folders = (name for name in names if name != split and (data / name).is_dir())
+    return min(folders, key=lambda name: (known.index(name.lower()), name), default=None)
+
+
 def match_classes(index: AnyIndex, classes: list[str], owner: str) -> AnyIndex:
     """The same images with the labels that `classes` gives to their names.
 
@@ -249,9 +282,8 @@ def _list_part(images: ImageList, split: str) -> _Part:
 
 def _missing_split_text(data: Path, split: str) -> str:
     text = f"{printable(data)} holds neither {split}/ nor {split}.txt"
-    for other in OTHER_NAMES[split]:
-        if (data / other).is_dir():
-            return f"{text}, but {other}/; rename it: mv {other} {split} (a link does as well)"
+    if (other := _other_name(data, split)) is not None:
+        return f"{text}, but {other}/; rename it: mv {other} {split} (a link does as well)"
     if data.name in ("train", "val") and (data.parent / split).is_dir():
         return f"{text}; give the folder above it: {printable(data.parent)}"
     try:
@@ -260,8 +292,11 @@ def _missing_split_text(data: Path, split: str) -> str:
         return f"{printable(data)}: cannot read this folder ({error.strerror})"
     found = f"; found: {few(inside, 5)}" if inside else "; the folder is empty"
     if split == "val" and inside:
-        found += " (--training-only needs no val)"
-    return f"{text}{found}; expected {split}/<class>/<image> or lines 'relative/path label'"
+        found += " (--val-split 0.2 takes it out of train, --training-only needs no val)"
+    text += f"{found}; expected {split}/<class>/<image> or lines 'relative/path label'"
+    if split == "train" and any((data / name).is_dir() for name in inside):
+        text += "; where DIR holds nothing but class folders, --val-split 0.2 divides them"
+    return text
 
 
 def _class_names(

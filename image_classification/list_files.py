@@ -222,27 +222,60 @@ def read_class_names(path: Path, num_labels: int) -> list[str]:
     return names
 
 
-def write_image_list(path: Path, images: Iterable[tuple[bytes, int]], note: str) -> None:
+def check_class_names(classes: Iterable[str], folder: Path) -> None:
+    """Make sure that lists and classes.txt can hold the images and the names of all classes.
+
+    Args:
+        classes: Class names.
+        folder: Where they are from, for the message.
+
+    Raises:
+        DataError: A name with a line feed.
+    """
+    if broken := [name for name in classes if "\n" in name]:
+        raise DataError(
+            f"{printable(folder)}: line feeds in names of classes, which no list can hold: "
+            f"{few(broken)}; rename these folders"
+        )
+
+
+def describe_left_out(images: list[bytes], path: Path) -> str:
+    """A line about the images that `write_image_list` has left out of a list."""
+    return (
+        f"{len(images)} images are not in {path.name}: line feeds in names: "
+        f"{few(map(os.fsdecode, images))}; rename them"
+    )
+
+
+def write_image_list(path: Path, images: Iterable[tuple[bytes, int]], note: str) -> list[bytes]:
     """Write a list that `read_image_list` reads; it appears complete or not at all.
 
     Args:
         path: The list, in an existing folder. A list that is there is replaced.
         images: Path and label of each image; a path starts from DIR/<split> or from DIR, the same
-            for all, and has no line feed in it.
+            for all.
         note: What the list is, one line of ASCII for its head.
+
+    Returns:
+        Paths of the images that are left out: a line holds no line feed.
 
     Raises:
         UsageError: It cannot be written.
     """
+    left_out = []
     try:
         with atomic_file(path) as file:
             file.write(_OUR_HEAD + note.encode("ascii") + b"\n")
             for image, label in images:
+                if b"\n" in image:
+                    left_out.append(image)
+                    continue
                 # "#" would make a comment of the line, white space at its start would be lost.
                 prefix = b"./" if image[:1] == b"#" or image[:1].isspace() else b""
                 file.write(b"%b%b %d\n" % (prefix, image, label))
     except OSError as error:
         raise UsageError(f"{printable(path)} cannot be written ({error.strerror})") from error
+    return left_out
 
 
 def is_our_list(path: Path) -> bool:

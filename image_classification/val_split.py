@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from image_classification.augmentation import hash64
 from image_classification.data_index import ImageIndex, few
-from image_classification.datasets import Splits, load_splits
-from image_classification.errors import UsageError
-from image_classification.list_files import write_image_list
+from image_classification.datasets import Splits, check_split_names, load_splits
+from image_classification.errors import UsageError, printable
+from image_classification.list_files import check_class_names, describe_left_out, write_image_list
 
 # As those of augmentation.py and bad_images.py: no two kinds of draws share a hash.
 _STREAM_SPLIT = 4
@@ -104,13 +104,21 @@ def make_splits(
         The splits; a warning names classes that are too small to be divided.
 
     Raises:
-        DataError: Missing, unreadable, empty or malformed data.
+        DataError: Missing, unreadable, empty or malformed data, a folder that is a split by another
+            name, or a class that no list can hold.
         UsageError: Every class has one image only.
     """
+    whole_train = data / "train"
+    check_split_names(
+        data,
+        f"give {printable(whole_train)} as DIR" if whole_train.is_dir() else
+        "put all class folders below a folder train/",
+    )  # fmt: skip
     whole = load_splits(
         data, train=True, val=False, layout=layout, num_classes=num_classes, flat=True
     )
     assert isinstance(whole.train, ImageIndex)
+    check_class_names(whole.classes, data)
     kept, val = split_index(whole.train, share, _SEED)
     lone = lone_classes(whole.train.labels, whole.classes)
     return replace(
@@ -119,7 +127,7 @@ def make_splits(
     )  # fmt: skip
 
 
-def write_lists(splits: Splits, data: Path, folder: Path) -> None:
+def write_lists(splits: Splits, data: Path, folder: Path) -> list[str]:
     """Write the lists of a division that `make_splits` has made, train.txt and val.txt.
 
     Args:
@@ -127,9 +135,13 @@ def write_lists(splits: Splits, data: Path, folder: Path) -> None:
         data: DIR: put into it, the lists make the division permanent.
         folder: Where to; made if it is missing.
 
+    Returns:
+        A line for each list that lacks images.
+
     Raises:
         UsageError: They cannot be written.
     """
+    warnings = []
     for index in (splits.train, splits.val):
         if not isinstance(index, ImageIndex):
             continue
@@ -138,4 +150,8 @@ def write_lists(splits: Splits, data: Path, folder: Path) -> None:
             (os.path.normpath(os.path.join(above, index.relative_path(place))), int(label))
             for place, label in enumerate(index.labels)
         )
-        write_image_list(folder / f"{index.split}.txt", images, f"{index.split}, taken from train")
+        path = folder / f"{index.split}.txt"
+        left_out = write_image_list(path, images, f"{index.split}, taken from train")
+        if left_out:
+            warnings.append(describe_left_out(left_out, path))
+    return warnings

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from image_classification.data_index import IMAGE_EXTENSIONS, ImageIndex, scan_class_folders
+from image_classification.data_index import IMAGE_EXTENSIONS, ImageIndex, few, scan_class_folders
 from image_classification.data_processing.placing import (
     ArchiveClass,
     ClassJob,
     FolderClass,
     Slice,
     Workplace,
+    file_status,
     image_slices,
 )
 from image_classification.data_processing.tar_reader import tar_members
@@ -31,9 +32,9 @@ from image_classification.data_processing.val_labels import (
     find_val_labels,
     read_val_labels,
 )
-from image_classification.datasets import OTHER_NAMES
+from image_classification.datasets import check_split_names
 from image_classification.errors import DataError, UsageError, printable
-from image_classification.list_files import is_our_list
+from image_classification.list_files import check_class_names, is_our_list
 from image_classification.progress import CountLine
 
 SPLITS = ("train", "val")
@@ -85,7 +86,6 @@ def gather(sources: Sources, workplace: Workplace, out: TextIO) -> None:
         DataError: A damaged or hostile archive, no labels for the validation images, no images.
         UsageError: The target cannot be written or holds something else.
     """
-    _check_target(sources, workplace.target)
     for split in SPLITS:
         archive, folder = sources.archive(split), workplace.target / split
         if archive is not None and (not folder.exists() or workplace.has_begun(split)):
@@ -120,24 +120,22 @@ def check_names(sources: Sources) -> None:
     Raises:
         DataError: There is such a folder.
     """
-    folder = sources.images
-    for split, names in OTHER_NAMES.items():
-        if sources.archive(split) or any((folder / x).exists() for x in (split, f"{split}.txt")):
-            continue
-        for name in names:
-            if (folder / name).is_dir():
-                raise DataError(
-                    f"{printable(folder)} holds {name}/ and no {split}/: if that is what it is, "
-                    f"rename it (mv {name} {split}); if not, say so with --val-share"
-                )
+    check_split_names(
+        sources.images, "say so with --val-share",
+        [split for split in SPLITS if sources.archive(split) is None],
+    )  # fmt: skip
 
 
 def _same(first: Path, second: Path) -> bool:
     return first.resolve() == second.resolve()
 
 
-def _check_target(sources: Sources, target: Path) -> None:
-    """A copy of a folder must not lie in it, and a user's list belongs to its own folder."""
+def check_target(sources: Sources, target: Path) -> None:
+    """Make sure that a folder is not copied into itself, nor images away from the user's list.
+
+    Raises:
+        UsageError: They would be.
+    """
     images, path = sources.images, sources.images / "train.txt"
     if _same(images, target) or any(map(sources.archive, SPLITS)):
         return
@@ -154,14 +152,19 @@ def _unpack(archive: Path, split: str, sources: Sources, workplace: Workplace, o
     if split == "train":
         _place(_train_jobs(archive), origin, sources, workplace, out)
         return
-    labels_file = _labels_file(sources)
+    labels_file, listed = _labels_file(sources), workplace.target / "val.txt"
+    kept = listed.with_name("val.txt.original")
+    moves = labels_file == listed and not is_our_list(listed)
+    if moves and os.path.lexists(kept):
+        raise UsageError(
+            f"{printable(kept)} exists and is not overwritten with val.txt: remove one of the two"
+        )
     _place(_val_jobs(archive, labels_file, sources, workplace.target), origin, sources, workplace,
            out)  # fmt: skip
-    listed = workplace.target / "val.txt"
-    if labels_file == listed and not is_our_list(listed):
+    if moves:
         # Its paths were those of the images side by side; the new list takes its place.
-        os.replace(listed, listed.with_name("val.txt.original"))
-        out.write(f"{listed} is kept as val.txt.original: its images have moved\n")
+        os.rename(listed, kept)
+        out.write(f"{listed} is kept as {kept.name}: its images have moved\n")
 
 
 def _place(
@@ -271,7 +274,20 @@ def _listed(target: Path, sources: Sources) -> bool:
 
 
 def _sort(folder: Path, labels: dict[str, str], out: TextIO) -> None:
-    """Move images into class folders; after an interruption the others are moved."""
+    """Move images into class folders; after an interruption the others are moved.
+
+    Raises:
+        UsageError: Something has the name of a class folder or of an image in it: nothing is moved.
+    """
+    taken = [name for name in sorted(set(labels.values()))
+             if os.path.lexists(folder / name) and not (folder / name).is_dir()]  # fmt: skip
+    taken += [f"{name}/{image}" for image, name in labels.items()
+              if os.path.lexists(folder / name / image)]  # fmt: skip
+    if taken:
+        raise UsageError(
+            f"{printable(folder)}: the images directly in it would be moved over what is there: "
+            f"{few(taken)}; nothing is moved: remove these or the former, whichever are wrong"
+        )
     try:
         for name in sorted(set(labels.values())):
             (folder / name).mkdir(exist_ok=True)
@@ -283,6 +299,7 @@ def _sort(folder: Path, labels: dict[str, str], out: TextIO) -> None:
 
 
 def _folder_jobs(index: ImageIndex, target: Path) -> list[ClassJob]:
+    check_class_names(index.classes, index.root)
     files: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for i, label in enumerate(index.labels.tolist()):
         name = os.fsdecode(index.relative_path(i)).partition("/")[2]
@@ -296,6 +313,6 @@ def _folder_jobs(index: ImageIndex, target: Path) -> list[ClassJob]:
 def _folder_job(split: str, name: str, files: list[tuple[str, str]], target: Path) -> FolderClass:
     """The files of a class; their size where they have to be copied to another disk."""
     size = 0
-    if os.stat(files[0][0]).st_dev != os.stat(target).st_dev:
-        size = sum(os.path.getsize(path) for path, _ in files)
+    if file_status(files[0][0]).st_dev != os.stat(target).st_dev:
+        size = sum(file_status(path).st_size for path, _ in files)
     return FolderClass(split, name, tuple(files), size)

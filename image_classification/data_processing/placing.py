@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -102,9 +103,8 @@ class FolderClass:
     def fill(self, folder: str) -> None:
         """Link or copy the images into an empty folder."""
         for source, name in self.files:
+            file_status(source)
             target, source = os.path.join(folder, name), os.path.realpath(source)
-            if not os.path.isfile(source):
-                raise DataError(f"{printable(source)} is missing or no ordinary file; remove it")
             os.makedirs(os.path.dirname(target), exist_ok=True)
             try:
                 os.link(source, target)
@@ -112,6 +112,19 @@ class FolderClass:
                 if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                     raise
                 shutil.copyfile(source, target)
+
+
+def file_status(path: str) -> os.stat_result:
+    """The status of an ordinary file; links are followed.
+
+    Raises:
+        DataError: It is something else, or a link to nothing.
+    """
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode):
+            return status
+    raise DataError(f"{printable(path)} is missing or no ordinary file; remove it")
 
 
 ClassJob = ArchiveClass | FolderClass

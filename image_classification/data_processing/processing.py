@@ -21,13 +21,19 @@ from image_classification.data_processing.gathering import (
     Sources,
     check_names,
     check_source,
+    check_target,
     gather,
 )
 from image_classification.data_processing.placing import STATE_FOLDER, Workplace
 from image_classification.data_processing.summary import Summary
 from image_classification.datasets import load_splits
 from image_classification.errors import DataError, UsageError, printable
-from image_classification.list_files import is_our_list, write_image_list
+from image_classification.list_files import (
+    check_class_names,
+    describe_left_out,
+    is_our_list,
+    write_image_list,
+)
 from image_classification.packing import INDEX_ENDING
 from image_classification.progress import CountLine
 from image_classification.val_split import lone_classes, stratified_split
@@ -95,10 +101,12 @@ def process(settings: Settings, out: TextIO) -> Summary:
         raise UsageError(f"{printable(target)} is packed already; give the original images")
     if settings.val_share is None:
         check_names(settings.sources)
+    check_target(settings.sources, target)
     with contextlib.closing(Workplace(target)) as workplace:
         gather(settings.sources, workplace, out)
         _remove_our_lists(target)
         data = _find_data(target)
+        check_class_names(data.classes, target)
         summary = Summary(str(settings.sources.folder), str(target), data.classes, data.notes)
         examined = [(index, _examine(index, settings, out)) for index in data.indices]
         for index, found in examined:
@@ -200,13 +208,11 @@ def _write_list(
         return
     images = [(prefix + index.relative_path(i), int(index.labels[i]))
               for i in np.flatnonzero(found.good).tolist()]  # fmt: skip
-    listable = [image for image in images if b"\n" not in image[0]]
-    if len(listable) < len(images):
-        summary.notes.append(
-            f"{len(images) - len(listable)} images are not in {path.name}: line feeds in names"
-        )
     made = f"split {summary.val_share:g} with seed {summary.seed}" if summary.val_share else "all"
-    write_image_list(path, listable, f"{len(listable)} images, {made}")
+    count = sum(b"\n" not in image for image, _ in images)
+    left_out = write_image_list(path, images, f"{count} images, {made}")
+    if left_out:
+        summary.notes.append(describe_left_out(left_out, path))
 
 
 def _write_class_names(target: Path, classes: list[str], summary: Summary) -> None:

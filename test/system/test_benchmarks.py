@@ -17,7 +17,7 @@ import torch
 from runs import ROOT, environment, write_images
 
 import main
-from benchmarks import measure, train_contenders, train_step
+from benchmarks import finetune, measure, train_contenders, train_step
 from image_classification.device import Device
 from image_classification.distributed import read_launch
 from image_classification.errors import DivergedError
@@ -237,3 +237,45 @@ def test_the_overhead_benchmark(tmp_path: Path) -> None:
     assert "| all of it |" in done.stdout and "a save blocks for " in done.stdout
     record = json.loads(target.read_text())
     assert set(record["ratios"]) == {"guarded", "all of it"} and record["save"]["blocked_s"]
+
+
+def test_the_worth_of_pretrained_weights_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The division and the table; `train` alone is replaced, three trainings take a minute."""
+    data, record = write_images(tmp_path, classes=5) / "train", tmp_path / "found.json"
+    (data / ".process_data").mkdir()
+    (data / "class_0/notes.txt").touch()
+    seen: dict[str, list[str]] = {}
+
+    def train(folder: Path, workspace: Path, *flags: str) -> tuple[float, float, str]:
+        links = [path for path in folder.rglob("*") if path.is_file()]
+        assert len({path.resolve() for path in links}) == len(links)
+        names = [path.relative_to(folder).parent.as_posix() for path in sorted(links)]
+        seen[workspace.name] = names
+        return 50.0 + len(seen), 2.0, "before\nclass  images\na  3\n\nfinished: 51 %\n"
+
+    monkeypatch.setattr(finetune, "train", train)
+    words = [str(data), "--device", "cpu", "--seeds", "2", "--json", str(record)]
+    small = ["--val", "6", "--pretraining", "10", "1", "--images", "15"]
+    assert finetune.main([*words, *small]) == 0
+    told = capsys.readouterr().out
+    assert "fine-tuned | 53.50 +/- 0.71 | 2.00 +/- 0.00" in told
+    assert "gain: 0.00 +/- 1.41 points" in told and told.rstrip().endswith("class  images\na  3")
+    assert seen.pop("base") == [
+        f"{split}/class_{label}"
+        for split, count in (("train", 5), ("val", 3)) for label in (0, 1) for _ in range(count)
+    ]  # fmt: skip
+    assert [*seen] == ["from scratch0", "fine-tuned0", "fine-tuned1", "from scratch1"]
+    assert {(*names,) for names in seen.values()} == {(
+        *(f"train/class_{label}" for label in (2, 3, 4) for _ in range(5)),
+        *(f"val/class_{label}" for label in (2, 3, 4) for _ in range(2)),
+    )}  # fmt: skip
+    assert json.loads(record.read_text())["gain"] == [1.0, -1.0]
+
+    assert finetune.main(words) == 3
+    assert "class_0 has 8 images for 500 in val and 5000 in train" in capsys.readouterr().err
+    assert finetune.main([*words, *small[:-1], "2"]) == 3
+    assert "class_2 has 8 images for 2 in val and 0 in train" in capsys.readouterr().err
+    assert finetune.main([str(tmp_path), *words[1:]]) == 3
+    assert "holds 2 class folders, 4 are needed" in capsys.readouterr().err

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import quantize
-from image_classification import cpu_features, quantization
+from benchmarks import inference
+from image_classification import cpu_features, exporter, quantization
 from image_classification.augmentation import IMAGENET_MEAN, IMAGENET_STD, EvalPreset
 from image_classification.trained_network import load_trained_network
 from models import create_model
@@ -106,6 +107,28 @@ def test_the_8_bit_file_answers_alike_and_the_table_says_so(
     assert len(plain["rounds"]) == 2 and plain["rounds"][0]["images"] == 12
     assert "| best.int8.onnx onnxruntime | 100.00 % | +0.00 |" in printed
     assert record["environment"]["versions"]["onnxruntime"]
+
+
+def test_class_folders_alone_are_divided_as_in_the_training(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, record, found = str(run_folder / "best.pth.tar"), run_folder / "found.json", []
+    flat = str((run_folder / "data/train").rename(run_folder / "flat"))
+    words = [best, "--data", flat, "-b", "2", "--rounds", "1", "--steps", "1",
+             "--latency-rounds", "1", "--threads", "1", "--json", str(record)]  # fmt: skip
+    assert inference.main([*words, "--val-split", "0.25"]) == 0
+    assert json.loads(record.read_text())["validation_images"] == 3 * 2
+    assert inference.main(words) == 3
+    assert "--val-split 0.2" in capsys.readouterr().err
+
+    monkeypatch.setattr(quantization, "require_packages", lambda: None)
+    monkeypatch.setattr(exporter, "export", lambda *_: ["exported"])
+    monkeypatch.setattr(quantize, "write_quantized", lambda *_: None)
+    monkeypatch.setattr(quantize, "compare", lambda *words: found.append(words[2]))
+    assert quantize.main(["--checkpoint", best, flat, "--val-split", "0.25"]) == 0
+    assert (len(found[0].train), len(found[0].val)) == (3 * 6, 3 * 2)
+    assert quantize.main(["--checkpoint", best, flat]) == 3
+    assert "--val-split 0.2 divides them" in capsys.readouterr().err
 
 
 def test_what_works_on_pooled_features_is_left_in_float() -> None:

@@ -110,6 +110,19 @@ def test_a_list_of_numbers_gives_way_to_one_of_the_sorted_images(archives) -> No
         assert (source / "val.txt.original").read_text() == text
 
 
+def test_a_kept_list_is_not_overwritten(archives, capsys) -> None:
+    source, labels = archives
+    known = sorted(WNIDS)
+    text = "".join(f"{name} {known.index(name_class)}\n" for name, name_class in labels.items())
+    (source / "val.txt").write_text(text)
+    (source / "val.txt.original").write_text("the user's")
+    process(source, expect=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "val.txt.original exists and is not overwritten with val.txt" in line
+    assert (source / "val.txt.original").read_text() == "the user's"
+    assert (source / "val.txt").read_text() == text and not (source / "val").exists()
+
+
 def test_flat_validation_images_are_sorted(tmp_path: Path, archives) -> None:
     source, labels = archives
     (source / imagenet.VAL).unlink()
@@ -124,6 +137,32 @@ def test_flat_validation_images_are_sorted(tmp_path: Path, archives) -> None:
     last = sorted(labels)[-1]
     (flat / labels[last]).mkdir()
     (flat / last).rename(flat / labels[last] / last)  # as after an interruption
+    process(source)
+    check_imagenet(source, labels)
+
+
+def test_sorting_overwrites_nothing(archives, capsys) -> None:
+    source, labels = archives
+    (source / imagenet.VAL).unlink()
+    imagenet.write_devkit(source, labels)
+    flat = source / "val"
+    first, *_, last = sorted(labels)
+    (flat / labels[last]).mkdir(parents=True)
+    (flat / labels[last] / last).write_bytes(b"the user's")
+    for number, name in enumerate(sorted(labels)):
+        (flat / name).write_bytes(jpeg(900 + number))
+    before = tree(flat)
+    process(source, expect=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"moved over what is there: {labels[last]}/{last}; nothing is moved" in line
+    assert tree(flat) == before
+    (flat / labels[last] / last).unlink()
+    (flat / labels[last]).rmdir()
+    (flat / labels[last]).symlink_to("nowhere")
+    process(source, expect=2)
+    assert f"moved over what is there: {labels[last]}; nothing" in capsys.readouterr().err
+    assert (flat / first).is_file()
+    (flat / labels[last]).unlink()
     process(source)
     check_imagenet(source, labels)
 

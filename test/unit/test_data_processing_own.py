@@ -182,6 +182,7 @@ def test_lists_of_the_users_stay(tmp_path: Path, capsys) -> None:
     [
         (["train/a", "validation/a"], [], "rename it (mv validation val); if not, say so with", 3),
         (["training/a", "val/a"], [], "rename it (mv training train)", 3),
+        (["train/a", "TEST/a"], [], "rename it (mv TEST val); if not, say so with --val-share", 3),
         (["train/a", "val/a", "val/b"], [], "1 of 2 val classes are not in train: b", 3),
         (["a"], ["--val-share", "1"], "--val-share 1: must be above 0 and below 1", 2),
         (["a"], ["inner"], "must not lie in SOURCE", 2),
@@ -211,6 +212,50 @@ def test_a_share_says_that_another_folder_is_not_val(tmp_path: Path) -> None:
     process(tmp_path, expect=3)
     process(tmp_path, "--val-share", "0.25")
     assert len(lines(tmp_path / "val.txt")) == 1
+
+
+def test_a_target_in_the_source_leaves_no_trace(own: Path, capsys) -> None:
+    before = sorted(own.parent.rglob("*"))
+    process(own, own / "sub", expect=2)
+    assert "must not lie in SOURCE" in capsys.readouterr().err
+    assert sorted(own.parent.rglob("*")) == before
+    process(own)
+
+
+def test_names_with_line_feeds(own: Path, tmp_path: Path, capsys) -> None:
+    (own / "rose/9.jpg").rename(own / "rose/9\n.jpg")
+    process(own)
+    (note,) = [line for line in report(own)["notes"] if "line feed" in line]
+    assert "1 images are not in " in note and "line feeds in names: rose/9?.jpg; rename" in note
+    load_splits(own, train=True, val=True)
+    (own / "rose").rename(own / "ro\nse")
+    for words in ([own], [own, tmp_path / "target"]):
+        capsys.readouterr()
+        process(*words, expect=3)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "line feeds in names of classes, which no list can hold: ro?se; rename" in line
+    assert not (tmp_path / "target/train").exists()
+
+
+@pytest.mark.parametrize("number", ["00", "zz"])
+def test_a_link_to_nothing_is_one_line(own: Path, tmp_path: Path, capsys, number: str) -> None:
+    link = own / f"rose/{number}.jpg"
+    link.symlink_to("nowhere.jpg")
+    process(own, tmp_path / "target", expect=3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{link} is missing or no ordinary file; remove it")
+
+
+def test_an_empty_val_names_the_cure(own: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "data/val").mkdir(parents=True)
+    own.rename(tmp_path / "data/train")
+    for words in ([], [tmp_path / "target"]):
+        process(tmp_path / "data", *words, expect=3)
+        assert "or remove it: main.py --val-split 0.2 and run_process_data.sh take" in (
+            capsys.readouterr().err
+        )
+    (tmp_path / "data/val").rmdir()
+    process(tmp_path / "data")
 
 
 def test_packing_follows(own: Path, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from runs import write_images
 
-from image_classification.data_index import scan_class_folders
-from image_classification.errors import UsageError
+from image_classification import data_sources
+from image_classification.data_index import ImageIndex, scan_class_folders
+from image_classification.datasets import Splits, load_splits
+from image_classification.errors import DataError, UsageError
 from image_classification.val_split import lone_classes, split_index, stratified_split
 
 
@@ -77,3 +79,110 @@ def test_an_index_is_split_with_its_paths(tmp_path: Path) -> None:
     (tmp_path / "one/a/0.jpg").touch()
     with pytest.raises(UsageError, match="val would be empty"):
         split_index(scan_class_folders(tmp_path / "one", "train"), 0.5, 0)
+
+
+# ---- --val-split of the commands
+
+
+def touch(root: Path, *classes: str, count: int = 4) -> Path:
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            (root / name / f"{number}.jpg").touch()
+    return root
+
+
+def load(data: Path, share: float | None, lists: Path | None = None) -> Splits:
+    return data_sources.load(
+        str(data), "folder", train=True, val=True, layout="auto", num_classes=None, samples=data,
+        small_side=None, create=False, val_share=share, lists=lists, say=print,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["training/a", "validation/a"], "training/ and no train/: .*mv training train.*below a"),
+        (["Train/a", "a"], "holds Train/ and no train/"),
+        (["a", "b", "test"], "holds test/ and no val/: .*; if not, put all class folders below a"),
+        (["train/a", "TEST/a"], r"holds TEST/ and no val/: .*mv TEST val.*give .*/train as DIR"),
+        (["train/a", "valid/a", "test/a"], "holds valid/ and no val/"),
+    ],
+)
+def test_a_split_by_another_name_is_no_class(tmp_path: Path, folders, message: str) -> None:
+    touch(tmp_path, *folders)
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path, 0.5)
+    assert str(caught.value).isprintable()
+
+
+def test_the_way_out_of_another_name(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a", "train/b", "test/a")
+    assert load(tmp_path / "train", 0.5).classes == ["a", "b"]
+    touch(tmp_path, "all/train/a", "all/train/test")
+    assert load(tmp_path / "all", 0.5).classes == ["a", "test"]
+
+
+def test_a_share_where_val_is_there_changes_nothing(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a", "train/b", "val/a", "val/b")
+    assert load(tmp_path, None).warnings == []
+    splits = load(tmp_path, 0.5)
+    assert splits.warnings == ["--val-split 0.5 changes nothing: val is there"]
+    assert splits.train is not None and len(splits.train) == 8
+
+
+def test_names_with_line_feeds_stay_out_of_lists(tmp_path: Path) -> None:
+    data, lists = touch(tmp_path / "data", "cat", "dog"), tmp_path / "lists"
+    for number in range(4):
+        (data / f"cat/a{number}\nb.jpg").touch()
+    lists.mkdir()
+    splits = load(data, 0.5, lists)
+    assert splits.train is not None and len(splits.train) == 6
+    assert len(splits.warnings) == 2
+    for line, split in zip(splits.warnings, ("train", "val"), strict=True):
+        assert f" images are not in {split}.txt: line feeds in names: cat/a" in line
+        assert line.isprintable()
+        (lists / f"{split}.txt").rename(data / f"{split}.txt")
+    again = load_splits(data, train=True, val=True)  # as docs/transfer-learning.md says
+    whole = [part.path(i) for part in (again.train, again.val) if isinstance(part, ImageIndex)
+             for i in range(len(part))]  # fmt: skip
+    assert sorted(whole) == sorted(str(path) for path in data.glob("*/?.jpg"))
+
+
+def test_classes_with_line_feeds_cannot_be_divided(tmp_path: Path) -> None:
+    touch(tmp_path, "cat", "do\ng")
+    with pytest.raises(DataError, match=r"which no list can hold: do\?g; rename") as caught:
+        load(tmp_path, 0.5)
+    assert str(caught.value).isprintable()
+
+
+def test_a_class_called_train_is_pointed_out(tmp_path: Path) -> None:
+    touch(tmp_path / "flat", "bus", "car", "train")
+    with pytest.raises(DataError, match=r"taken for all training images .*rename the folder, or"):
+        load(tmp_path / "flat", 0.5)
+    list_file = tmp_path / "flat/bus/train.txt"
+    with pytest.raises(DataError, match=f"and nothing says their classes; write {list_file} with"):
+        load(tmp_path / "flat/bus", 0.5)
+
+
+def test_errors_name_the_share(tmp_path: Path) -> None:
+    touch(tmp_path, "cat", "dog")
+    with pytest.raises(DataError, match=r"nothing but class folders, --val-split 0.2 divides them"):
+        load(tmp_path, None)
+    touch(tmp_path, "train/cat", "train/dog")
+    with pytest.raises(DataError, match=r"--val-split 0.2 takes it out of train"):
+        load(tmp_path, None)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(DataError, match=r"val: empty; .*; or remove it: main.py --val-split 0.2"):
+        load(tmp_path, 0.2)
+
+
+def test_a_network_is_judged_on_the_images_held_out(tmp_path: Path) -> None:
+    touch(tmp_path, "cat", "dog", count=10)
+    trained = load(tmp_path, 0.3)
+    found = data_sources.load_for_network(
+        str(tmp_path), ["cat", "dog"], train=True, val_share=0.3, samples=tmp_path, say=print
+    )
+    for one, other in ((found.train, trained.train), (found.val, trained.val)):
+        assert isinstance(one, ImageIndex) and isinstance(other, ImageIndex)
+        assert one.paths(range(len(one))) == other.paths(range(len(other)))
