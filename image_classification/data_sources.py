@@ -75,7 +75,7 @@ def load(
         create: Make DIR for a download if it is missing.
         val_share: Share of the training images that becomes val where DIR has none, 0..1.
         lists: Folder into which the lists of such a division are written; None: nowhere.
-        say: Receives lines about a download.
+        say: Receives lines about a download, and about a share that is of no use.
 
     Returns:
         The splits.
@@ -85,6 +85,8 @@ def load(
         UsageError: Unknown built-in data set.
     """
     if dataset in CIFAR_SETS:
+        if val_share is not None:
+            say(f"--val-split {val_share:g} changes nothing: {dataset} has a val of its own")
         files = small_images.cifar_files(Path(data), dataset, say, create=create)
         return small_images.load_cifar_splits(files, train=train, val=val, num_classes=num_classes)
     folder = Path(data)
@@ -98,7 +100,7 @@ def load(
     else:
         splits = load_splits(folder, train=train, val=val, layout=layout, num_classes=num_classes)
         if share is not None:
-            splits.warnings.append(f"--val-split {share:g} changes nothing: val is there")
+            say(f"--val-split {share:g} changes nothing: val is there")
     if splits.train is not None:
         line = describe_imbalance(np.bincount(splits.train.labels), splits.classes)
         if line is not None:
