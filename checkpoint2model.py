@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from image_classification.atomic_file import atomic_file
-from image_classification.errors import CheckpointError, UsageError, UserError, tell
+from image_classification.errors import CheckpointError, UsageError, UserError, printable, tell
 from image_classification.option_parser import OptionParser
+
+if TYPE_CHECKING:
+    from image_classification.presets import EvalPreset
 
 
 def build_parser() -> OptionParser:
@@ -48,38 +53,46 @@ def convert(checkpoint_path: str, weight_path: str, ema: bool) -> str:
     from image_classification.device_table import import_torch_or_explain
 
     torch = import_torch_or_explain("cpu")
-    from image_classification.pretrained import extract_weights
     from image_classification.safe_load import load_tensors
+    from image_classification.trained_network import saved_preset
+    from image_classification.weight_files import extract_weights
 
     if os.path.realpath(checkpoint_path) == os.path.realpath(weight_path):
         raise UsageError("--weight-path is the checkpoint itself; choose another name")
     content = load_tensors(checkpoint_path)
-    weights = extract_weights(content, source=checkpoint_path, ema=ema).state
+    weights = extract_weights(content, source=checkpoint_path, ema=ema)
+    told = describe(content, saved_preset(content, checkpoint_path), weight_path, weights.averaged)
     # Copies, because a tensor that is part of a larger one would bring all of it along.
-    weights = {
-        name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()
+    state = {
+        name: value.clone(memory_format=torch.contiguous_format)
+        for name, value in weights.state.items()
     }
     try:
         with atomic_file(weight_path) as file:
-            torch.save(weights, file)
+            torch.save(state, file)
     except RuntimeError as error:  # torch reports a full disk so
         raise CheckpointError(f"--weight-path {weight_path} cannot be written: {error}") from error
     except OSError as error:
         raise UsageError(
             f"--weight-path {weight_path} cannot be written: {error.strerror}"
         ) from error
-    details = content if isinstance(content, dict) else {}
-    arch = details.get("arch", "model")
-    if isinstance(arch, tuple | list):  # Cambricon's: name, configuration, number of classes
+    return told
+
+
+def describe(
+    content: Mapping[str, Any], preset: EvalPreset | None, weight_path: str, averaged: bool
+) -> str:
+    """Say what a checkpoint holds, whose entries are not trusted, and how to use its weights."""
+    arch, accuracy = content.get("arch"), content.get("best_prec1")
+    if isinstance(arch, tuple | list) and arch:  # Cambricon's: name, configuration, classes
         arch = arch[0]
-    lines = [f"Loaded {arch}, acc : {details.get('best_prec1', 'unknown')}"]
-    preset = (details.get("preprocessing") or {}).get("val")
+    arch = printable(arch, 60) if isinstance(arch, str) else "model"
+    known = isinstance(accuracy, int | float) and 0 <= accuracy <= 100
+    kind = ", averaged weights (EMA)" if averaged else ""
+    lines = [f"Loaded {arch}{kind}, acc : {accuracy if known else 'unknown'}"]
     if preset:  # which the weights alone do not tell
-        lines.append(
-            f"classify.py --weights {weight_path} --arch {arch} "
-            f"--image-size {preset['image_size']} --val-resize {preset['resize_size']}"
-        )
-        options = details.get("model_options")
+        lines.append(f"classify.py --weights {weight_path} --arch {arch} {preset.as_options}")
+        options = content.get("model_options")
         epsilon = options.get("bn_epsilon") if isinstance(options, dict) else None
         if isinstance(epsilon, float):
             lines[-1] += f" --bn-epsilon {epsilon:g}"

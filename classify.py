@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from image_classification.atomic_file import atomic_file
 from image_classification.device import DEVICE_TYPES, import_torch_or_explain
 from image_classification.errors import DataError, UsageError, UserError, tell
+from image_classification.network_options import add_preset_options
 from image_classification.option_parser import OptionParser
 from image_classification.option_types import POSITIVE
 from models import find_arch, model_names
@@ -44,7 +45,9 @@ def build_parser() -> OptionParser:
     add("images", nargs="*", metavar="IMAGE", help="image file, or folder searched at any depth")
     add("--image", action="append", default=[], metavar="PATH", help="the same as IMAGE")
 
-    add = parser.add_argument_group("network").add_argument
+    network = parser.add_argument_group("network")
+    add_preset_options(network)
+    add = network.add_argument
     add(
         "--checkpoint",
         "--resume",
@@ -67,19 +70,6 @@ def build_parser() -> OptionParser:
         "--class-names",
         metavar="FILE",
         help="class names instead of the checkpoint's, one in each line or as a JSON list",
-    )
-    add(
-        "--image-size",
-        type=int,
-        metavar="PIXELS",
-        help="input size (default: the checkpoint's, else the network's)",
-    )
-    add(
-        "--val-resize",
-        type=int,
-        metavar="PIXELS",
-        help="short side before the central crop (default: the checkpoint's, else 32 more than the "
-        "input size)",
     )
     add(
         "--bn-epsilon",
@@ -135,10 +125,6 @@ def validate_args(args: argparse.Namespace) -> None:
          f"--cpu contradicts --device {args.device}"),
         (args.topk < 1, f"--topk must be at least 1, got {args.topk}"),
         (args.batch_size < 1, f"--batch-size must be at least 1, got {args.batch_size}"),
-        (args.image_size is not None and args.image_size < 1,
-         f"--image-size must be at least 1, got {args.image_size}"),
-        (args.val_resize is not None and args.val_resize < (args.image_size or 1),
-         f"--val-resize must be at least the input size, got {args.val_resize}"),
         (output is not None and output.suffix not in OUTPUT_ENDINGS,
          f"--output must end in {' or '.join(OUTPUT_ENDINGS)}, got {args.output}"),
         (output is not None and not output.parent.is_dir(),
@@ -159,13 +145,15 @@ def validate_args(args: argparse.Namespace) -> None:
 def read_class_names(path: str) -> list[str]:
     """Read one name from each line, a JSON list, or the values of a JSON object in their order.
 
+    A byte order mark and empty lines at the end are no part of the names.
+
     Raises:
         DataError: the file cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         if text.lstrip()[:1] not in ("[", "{"):
-            return text.splitlines()
+            return text.rstrip().splitlines()
         names = json.loads(text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -257,7 +245,7 @@ def run(args: argparse.Namespace) -> None:
     classifier = load_classifier(
         args.checkpoint or args.weights, args.device, args.precision.lower(),
         ema=args.ema, arch=args.arch, image_size=args.image_size, val_resize=args.val_resize,
-        class_names=class_names, bn_epsilon=args.bn_epsilon,
+        interpolation=args.interpolation, class_names=class_names, bn_epsilon=args.bn_epsilon,
     )  # fmt: skip
     for note in classifier.notes:
         print(note, file=sys.stderr)

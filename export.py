@@ -16,6 +16,7 @@ from image_classification.errors import UserError, tell
 from image_classification.network_options import (
     ENDINGS,
     add_network_options,
+    add_preset_options,
     load_network,
     settle_output,
 )
@@ -36,8 +37,7 @@ def build_parser() -> OptionParser:
     add_network_options(parser, "of the format")
     add = parser.add_argument
     add("--format", choices=ENDINGS, default="onnx", help="default: onnx")
-    add("--image-size", type=kind.COUNT, metavar="PIXELS",
-        help="input size (default: the checkpoint's, else the network's)")
+    add_preset_options(parser)
     add("--batch", type=kind.COUNT, metavar="N",
         help="the file takes N images at a time (default: any number)")
     add("--images", nargs="+", default=[], metavar="PATH",
@@ -48,7 +48,7 @@ def build_parser() -> OptionParser:
 
 def run(args: argparse.Namespace) -> None:
     """Load the network, write the file and say how it was checked."""
-    network = load_network(args, print, args.image_size)
+    network = load_network(args, print)
     from image_classification.exporter import export
     from image_classification.inference import find_images
 

@@ -115,9 +115,9 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_augmentation_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--image-size", type=kind.COUNT, metavar="PX",
+    add("--image-size", type=kind.PIXELS, metavar="PX",
         help="side of the network's input (default: the network's own, 224)")
-    add("--val-resize", type=kind.COUNT, metavar="PX",
+    add("--val-resize", type=kind.PIXELS, metavar="PX",
         help="validation: short side before the centre crop (default: image size + 32)")
     add("--interpolation", choices=["bilinear", "bicubic", "triangular"],
         help="resize filter, antialiased (default: the checkpoint's, else bilinear); triangular is "
@@ -442,7 +442,7 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
     arch = find_arch(args.arch)
     args.image_size = args.image_size or (cifar.SIDE if is_cifar else arch.image_size)
     enlarge = 0 if is_cifar or arch.small_images else 32
-    args.val_resize = args.val_resize or args.image_size + enlarge
+    args.val_resize = args.val_resize or min(args.image_size + enlarge, preparation.MAX_SIDE)
     args.interpolation = args.interpolation or "bilinear"
     if args.val_resize < args.image_size:
         raise UsageError(f"--val-resize {args.val_resize} is below image size {args.image_size}")
@@ -578,7 +578,7 @@ def run_seed(
     with tidy(state.workspace, run_files(args), args.check), logger, ExitStack() as cleanup:
         # ---- data and model
         splits = load_data(state)
-        model = build_model(state, splits.num_classes)
+        model = build_model(state, splits)
         settle_batch(state, model, splits)
         loaders = build_loaders(state, splits, cleanup)
         logger.parameters({**vars(args), "seed": state.seed, "num_classes": splits.num_classes,
@@ -723,7 +723,7 @@ def build_loaders(state: Run, splits: Splits, cleanup: ExitStack) -> dict[str, L
     return loaders
 
 
-def build_model(state: Run, num_classes: int) -> torch.nn.Module:
+def build_model(state: Run, splits: Splits) -> torch.nn.Module:
     """Builds the network with the checkpoint's or the given weights, on the device."""
     import torch
 
@@ -744,7 +744,7 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
     if args.from_scratch and not args.evaluate:
         args.freeze = without_weights(args.freeze, logger.warning)
     torch.manual_seed(state.seed)
-    model = create_model(args.arch, num_classes, **model_options(args))
+    model = create_model(args.arch, splits.num_classes, **model_options(args))
     if saved is not None:
         averaged = args.evaluate and saved.get("state_dict_ema") is not None
         weights = saved["state_dict_ema" if averaged else "state_dict"]
@@ -753,7 +753,8 @@ def build_model(state: Run, num_classes: int) -> torch.nn.Module:
             logger.message("evaluating the averaged (EMA) weights")
     elif given is not None:
         report = load_weights(
-            model, given, replace_head=not args.evaluate, min_matched=args.min_matched)
+            model, given, replace_head=not args.evaluate, classes=splits.classes,
+            min_matched=args.min_matched)
         logger.message(*report.messages)
         logger.warning(*report.warnings)
     if args.sync_bn:

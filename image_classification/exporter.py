@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from image_classification import export_formats, model_card
 from image_classification.atomic_file import atomic_file
 from image_classification.device import Device
 from image_classification.device_feed import DeviceFeeder
-from image_classification.errors import CheckpointError, UsageError
+from image_classification.errors import CheckpointError, DeviceMemoryError, UsageError
 from image_classification.export_formats import FORMATS, Example, Forward
 from image_classification.image_reading import eval_pixels, read_image
 from image_classification.network_options import ENDINGS
@@ -55,14 +56,16 @@ def export(
     Raises:
         CheckpointError: the file computes something else; it was not kept.
         DataError: an image cannot be read.
+        DeviceMemoryError: the images are too large for the memory.
         UsageError: a package is missing, or the file cannot be written.
     """
     card = model_card.describe(network.arch, network.options, network.classes, network.preset)
-    inputs = _inputs(network, images)
-    example = Example(inputs[:1].repeat(batch_size or 2, 1, 1, 1), any_batch=batch_size is None)
-    content = export_formats.write(name, network.model, card, example)
+    with _memory_explained(network.preset.image_size):
+        inputs = _inputs(network, images)
+        example = Example(inputs[:1].repeat(batch_size or 2, 1, 1, 1), any_batch=batch_size is None)
+        content = export_formats.write(name, network.model, card, example)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with _memory_explained(network.preset.image_size), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"network{ENDINGS[name]}"
             path.write_bytes(content)
             checked = _check(network, path, name, card, inputs, batch_size)
@@ -75,6 +78,18 @@ def export(
     return [checked, f"{output}: {network.arch}, {name}, {len(content) / 1e6:.1f} MB, "
             f"{export_formats.INPUT} float32 {shape} -> {export_formats.OUTPUT} "
             f"[{batch_size or 'batch'}, {len(network.classes)}]"]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _memory_explained(image_size: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not Device.select("cpu").is_out_of_memory(error):
+            raise
+        raise DeviceMemoryError(
+            f"out of memory with images of {image_size} pixels; use a smaller --image-size"
+        ) from error
 
 
 def _inputs(network: TrainedNetwork, images: Sequence[str]) -> Tensor:

@@ -219,6 +219,7 @@ def load_classifier(
     arch: str | None = None,
     image_size: int | None = None,
     val_resize: int | None = None,
+    interpolation: str | None = None,
     class_names: Sequence[str] | None = None,
     bn_epsilon: float | None = None,
 ) -> Classifier:
@@ -230,11 +231,11 @@ def load_classifier(
         device: "auto", "gpu" or a type of the device table.
         precision: "fp32"; "amp", mixed precision as the device supports it; "fp16", half
             precision weights.
-        ema: take the averaged weights (True), the others (False), or the averaged ones where the
-            file has them (None).
+        ema: see `extract_weights`.
         arch: name of the network; a checkpoint knows its own.
         image_size: side of the network's input in pixels, instead of the checkpoint's.
         val_resize: short side in pixels before the central crop, instead of the checkpoint's.
+        interpolation: one of `presets.INTERPOLATIONS`, instead of the checkpoint's.
         class_names: by index, instead of the checkpoint's. Without either, the index as text.
         bn_epsilon: BatchNorm's, instead of what the file tells of its training, if it does.
 
@@ -243,11 +244,12 @@ def load_classifier(
 
     Raises:
         CheckpointError: unreadable or unsafe file, or one that does not fit.
-        UsageError: unknown device, precision or network, or an `arch` is needed.
+        UsageError: unknown device, precision or network, an `arch` is needed, or a size is out of
+            range.
     """
     network = load_trained_network(
         path, ema=ema, arch=arch, image_size=image_size, val_resize=val_resize,
-        class_names=class_names, bn_epsilon=bn_epsilon,
+        interpolation=interpolation, class_names=class_names, bn_epsilon=bn_epsilon,
     )  # fmt: skip
     return Classifier(
         network.model,

@@ -10,6 +10,8 @@ from typing import Any
 
 from image_classification.augmentation import IMAGENET_MEAN, IMAGENET_STD, EvalPreset
 
+_READ = {"arch", "model_options", "classes", "image_size", "resize_size", "interpolation"}
+
 
 def describe(
     arch: str, options: Mapping[str, Any], classes: Sequence[str], preset: EvalPreset
@@ -53,12 +55,12 @@ def from_strings(strings: Mapping[str, str]) -> dict[str, Any]:
 
     Returns:
         The keys `arch`, `model_options`, `classes` and `preprocessing` of a checkpoint; nothing
-        where there is no description.
+        where there is no description, or somebody else's.
 
     Raises:
-        ValueError: a part is missing or is not JSON.
+        ValueError: a part is not JSON.
     """
-    if "arch" not in strings:
+    if not _READ <= strings.keys():
         return {}
     try:
         sizes = {key: json.loads(strings[key]) for key in ("image_size", "resize_size")}
@@ -68,5 +70,5 @@ def from_strings(strings: Mapping[str, str]) -> dict[str, Any]:
             "classes": json.loads(strings["classes"]),
             "preprocessing": {"val": {**sizes, "interpolation": strings["interpolation"]}},
         }
-    except (KeyError, RecursionError) as error:
+    except RecursionError as error:
         raise ValueError(f"{type(error).__name__} {error}") from error

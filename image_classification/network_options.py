@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""What export.py, quantize.py and prune.py share: which network, and where its new form goes."""
+"""Options of classify.py, export.py, quantize.py and prune.py: the network and its new form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from image_classification.device_table import import_torch_or_explain
 from image_classification.errors import UsageError
 from image_classification.option_parser import OptionParser
-from image_classification.option_types import POSITIVE
+from image_classification.option_types import PIXELS, POSITIVE
+from image_classification.presets import INTERPOLATIONS
 from models import find_arch
 
 if TYPE_CHECKING:
@@ -47,6 +48,22 @@ def add_network_options(parser: OptionParser, ending: str) -> None:
         help="BatchNorm's epsilon, where the file does not tell it")  # fmt: skip
 
 
+def add_preset_options(parser: argparse._ActionsContainer) -> None:
+    """Declares the options that say how images are prepared.
+
+    Args:
+        parser: Of the program, or a group of its options.
+    """
+    add = parser.add_argument
+    add("--image-size", type=PIXELS, metavar="PIXELS",
+        help="input size (default: the checkpoint's, else the network's)")
+    add("--val-resize", type=PIXELS, metavar="PIXELS",
+        help="short side before the central crop (default: the checkpoint's, else 32 more than the "
+        "input size)")
+    add("--interpolation", choices=INTERPOLATIONS,
+        help="filter of the resize (default: the checkpoint's, else bilinear)")  # fmt: skip
+
+
 def settle_output(options: argparse.Namespace, ending: str) -> None:
     """Chooses the output and checks what can be known before torch is imported.
 
@@ -73,26 +90,24 @@ def settle_output(options: argparse.Namespace, ending: str) -> None:
         raise UsageError("\n".join(problems))
 
 
-def load_network(
-    options: argparse.Namespace, say: Callable[[str], None], image_size: int | None = None
-) -> TrainedNetwork:
+def load_network(options: argparse.Namespace, say: Callable[[str], None]) -> TrainedNetwork:
     """Builds the network that the options name.
 
     Args:
-        options: Those of the program.
+        options: Those of the program, `add_preset_options` included where it has them.
         say: Receives lines about the file.
-        image_size: Side of the input in pixels, instead of the checkpoint's.
 
     Raises:
         CheckpointError: unreadable or unsafe file, or one that does not fit.
-        UsageError: PyTorch is missing, or bare weights come without --arch.
+        UsageError: PyTorch is missing, bare weights come without --arch, or a size is out of range.
     """
     import_torch_or_explain("cpu")
     from image_classification.trained_network import load_trained_network
 
+    preset = ("image_size", "val_resize", "interpolation")
     network = load_trained_network(
-        options.checkpoint, ema=options.ema, arch=options.arch, image_size=image_size,
-        bn_epsilon=options.bn_epsilon,
+        options.checkpoint, ema=options.ema, arch=options.arch, bn_epsilon=options.bn_epsilon,
+        **{name: getattr(options, name, None) for name in preset},
     )  # fmt: skip
     for note in network.notes:
         say(note)

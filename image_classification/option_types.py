@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import math
 
+from image_classification.presets import MAX_SIDE
 from image_classification.save_interval import SaveInterval
 
 #: Stands for "auto" where a number is expected.
@@ -64,6 +65,8 @@ class Number:
 COUNT = Number(int, 1)
 COUNT_OR_ALL = Number(int, 1, also=-1)
 INDEX = Number(int, 0)
+#: Side of an image.
+PIXELS = Number(int, 1, MAX_SIDE)
 AMOUNT = Number(float, 0)
 POSITIVE = Number(float, 0, open_low=True)
 SHARE = Number(float, 0, 1)

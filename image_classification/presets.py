@@ -16,9 +16,8 @@ MOST_OPERATIONS = 16
 # Sizes of growing images are multiples of it: the stride of the networks' last stage.
 SIZE_STEP = 32
 
-# What a file may ask for: no network sees images of that size, and memory is not endless.
-_MAX_SIDE = 1 << 14
-_SIZES = ("image_size", "resize_size", "padding", "start_size")
+# What a file or an option may ask for: no network sees larger images, and memory is not endless.
+MAX_SIDE = 1 << 14
 _MOST_EPOCHS = 1 << 31
 
 
@@ -40,24 +39,21 @@ class _Preset:
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(values) - known):
             raise ValueError(f"{cls.__name__}: unknown keys {unknown}, known are {sorted(known)}")
-        preset = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        if max(values.get(name, 0) for name in _SIZES) > _MAX_SIDE:
-            raise ValueError(f"{cls.__name__}: more than {_MAX_SIDE} pixels")
-        return preset
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     def at(self, epoch: int) -> Any:
         """The preset for the images of an epoch."""
         return self
 
-    def _check_size(self, name: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of pixels >= 1, received {value!r}")
-
     def _check_whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"{name} must be a whole number {low} .. {high}, received {value!r}")
+
+    def _check_share(self, name: str) -> None:
+        value = getattr(self, name)
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} must be a probability from 0 to 1, received {value}")
 
     def _check_choice(self, name: str, allowed: tuple[str | None, ...]) -> None:
         value = getattr(self, name)
@@ -96,8 +92,7 @@ class _TrainingPreset(_Preset):
         self._check_choice("policy", (None, *POLICIES))
         self._check_whole("policy_operations", 1, MOST_OPERATIONS)
         self._check_whole("policy_magnitude", 0, STRONGEST)
-        if not 0.0 <= self.erasing <= 1.0:
-            raise ValueError(f"erasing must be a probability from 0 to 1, received {self.erasing}")
+        self._check_share("erasing")
 
 
 @dataclass(frozen=True)
@@ -125,12 +120,11 @@ class TrainPreset(_TrainingPreset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_size("image_size")
+        self._check_whole("image_size", 1, MAX_SIDE)
         self._check_range("scale", 0.0, 1.0)
         self._check_range("ratio", 0.0, math.inf)
         self._check_choice("interpolation", INTERPOLATIONS)
-        if not 0.0 <= self.flip <= 1.0:
-            raise ValueError(f"flip must be a probability from 0 to 1, received {self.flip}")
+        self._check_share("flip")
         self._check_whole("start_size", 0, self.image_size)
         self._check_whole("growth_epochs", 0, _MOST_EPOCHS)
         if bool(self.start_size) != bool(self.growth_epochs):
@@ -177,9 +171,17 @@ class EvalPreset(_Preset):
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        self._check_size("image_size")
-        self._check_size("resize_size")
+        self._check_whole("image_size", 1, MAX_SIDE)
+        self._check_whole("resize_size", 1, MAX_SIDE)
         self._check_choice("interpolation", INTERPOLATIONS)
+
+    @property
+    def as_options(self) -> str:
+        """The preset as options of the entry scripts."""
+        return (
+            f"--image-size {self.image_size} --val-resize {self.resize_size} "
+            f"--interpolation {self.interpolation}"
+        )
 
 
 @dataclass(frozen=True)
@@ -204,9 +206,7 @@ class ShiftPreset(_TrainingPreset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_size("image_size")
-        if self.padding < 0 or self.cutout < 0 or not 0.0 <= self.flip <= 1.0:
-            raise ValueError(
-                "padding and cutout must be at least 0, and flip a probability from 0 to 1; "
-                f"received {self.padding}, {self.cutout}, {self.flip}"
-            )
+        self._check_whole("image_size", 1, MAX_SIDE)
+        self._check_whole("padding", 0, MAX_SIDE)
+        self._check_whole("cutout", 0, MAX_SIDE)
+        self._check_share("flip")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from files: bare weights, checkpoints of this package, and those of other libraries.
+"""Weights of files in models: which to start from, and whether they belong there.
 
 A file that does not belong to the network is an error. Loading what happens to fit and going on
 with random numbers for the rest would cost hours before anybody notices.
@@ -8,46 +8,19 @@ with random numbers for the rest would cost hours before anybody notices.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from image_classification.errors import CheckpointError, UsageError, printable
 from image_classification.published_weights import fetch_published, find_published
-from image_classification.safe_load import is_plain_tensor, load_tensors
-from image_classification.weight_formats import WeightFormat, translate
+from image_classification.weight_files import Weights, known_names, load_weight_file
+from image_classification.weight_formats import WeightFormat
 from models.common import head_name
-
-# Where a checkpoint keeps its weights: this package, NVIDIA, timm, Lightning, mmpretrain;
-# torchvision; PyTorch's tutorials; many a training script for CIFAR.
-_KEYS = ("state_dict", "model", "model_state_dict", "net")
-_EMA_KEYS = ("state_dict_ema", "model_ema")
-
-
-class Weights(NamedTuple):
-    """Weights of a file.
-
-    Args:
-        state: CPU tensors by torchvision's names.
-        format: who named them in the file; None: nobody known, they are named as there.
-        source: the file, for messages.
-        channels: what pruning has left of the network's, see `models.resnet.ResNet`; else None.
-    """
-
-    state: dict[str, Tensor]
-    format: WeightFormat | None = None
-    source: str = "the file"
-    channels: Any = None
-
-    @property
-    def bn_epsilon(self) -> float | None:
-        """BatchNorm's epsilon with which they were trained; None where the file does not tell."""
-        return self.format.bn_epsilon if self.format is not None else None
 
 
 @dataclass
@@ -58,7 +31,8 @@ class PretrainedReport:
         matched: names loaded from the file.
         missing: names of the model that the file does not have; they keep their values.
         unexpected: names of the file that the model does not have; they are ignored.
-        mismatched: names that both have with different shapes; they keep the model's values.
+        mismatched: names that both have with different shapes, or for other classes; they keep
+            the model's values.
         format: who named the weights in the file.
         messages: one line each on what a reader of the log should know.
         warnings: one line each on why the outputs may not be those that the weights were made for.
@@ -71,104 +45,6 @@ class PretrainedReport:
     format: str = "names of nobody known"
     messages: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-
-
-def load_weight_file(path: str | os.PathLike[str], *, ema: bool = False) -> Weights:
-    """Read the weights out of a file, whatever it wraps them in.
-
-    Args:
-        path: a file of `torch.save` or a safetensors file.
-        ema: take the exponential moving average instead of the weights themselves.
-
-    Returns:
-        The weights by torchvision's parameter names, and the format that was recognised.
-
-    Raises:
-        CheckpointError: see `load_tensors` and `extract_weights`.
-    """
-    source = os.fspath(path)
-    return extract_weights(load_tensors(path), source=source, ema=ema)
-
-
-def extract_weights(content: object, *, source: str = "the file", ema: bool = False) -> Weights:
-    """Find the weights in the content of a file and give them torchvision's names.
-
-    Args:
-        content: a checkpoint with the weights under one of the usual keys, or the weights
-            themselves.
-        source: path of the file, or what to call the content in an error.
-        ema: take `state_dict_ema` (this package, NVIDIA, timm) or `model_ema` (torchvision).
-
-    Returns:
-        CPU tensors by name, without the prefixes of wrappers, and the format.
-
-    Raises:
-        CheckpointError: no weights there, values among them that are not dense CPU tensors, or
-            two weights for the same place.
-    """
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"no weights in {source!r}: it holds a {type(content).__name__}")
-    found = _find(content, _EMA_KEYS if ema else _KEYS)
-    if found is None and ema:
-        raise CheckpointError(
-            f"no EMA weights in {source!r}; train with --use-ema, or leave --ema out"
-        )
-    tensors = _check_tensors(content if found is None else found, source)
-    names, row = translate(tensors, _hints(content, source))
-    state: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        if names[name] in state:
-            first = next(other for other, new in names.items() if new == names[name])
-            raise CheckpointError(
-                f"{source!r} is ambiguous: {printable(first, 60)!r} and {printable(name, 60)!r} "
-                "are the same weight; save the one network that is wanted"
-            )
-        state[names[name]] = value
-    options = content.get("model_options")
-    channels = options.get("channels") if isinstance(options, Mapping) else None
-    return Weights(state, _with_own_epsilon(row, options), source, channels)
-
-
-def _check_tensors(weights: Mapping[Any, object], source: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        # torch's own averaging counts its updates in the state; the count is not a weight.
-        if name == "n_averaged":
-            continue
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"no weights in {source!r}: entry {str(name)[:60]!r} is a {type(value).__name__}, "
-                "not a tensor"
-            )
-        if not is_plain_tensor(value):
-            raise CheckpointError(
-                f"no usable weights in {source!r}: {printable(name, 60)!r} is not dense, or not of "
-                "ordinary numbers"
-            )
-        tensors[name] = value
-    if not tensors:
-        raise CheckpointError(f"no weights in {source!r}: it is empty")
-    return tensors
-
-
-def _hints(content: Mapping[str, object], source: str) -> str:
-    """What a file says of itself: its name, or that of its folder in the cache of a hub; the
-    network that is named in it (timm) or in the options of its training (torchvision)."""
-    path = Path(source)
-    hub = [part for part in path.parts if part.startswith("models--")]
-    arch = content.get("arch", getattr(content.get("args"), "model", None))
-    return " ".join([*hub, path.name, f"arch={arch}" if isinstance(arch, str) else ""])
-
-
-def _with_own_epsilon(row: WeightFormat | None, options: object) -> WeightFormat | None:
-    """The format; a checkpoint of this package also tells the options of its network."""
-    if row is None or not isinstance(options, Mapping):
-        return row
-    # Without the option it is the network's own: 1e-5 in ResNet, which its row says, else 1e-3.
-    epsilon = options.get("bn_epsilon", row.bn_epsilon or 1e-3)
-    known = isinstance(epsilon, float) and math.isfinite(epsilon)
-    name = "a checkpoint of this package"
-    return row._replace(name=name, bn_epsilon=epsilon) if known else row
 
 
 def starting_weights(
@@ -221,26 +97,23 @@ def starting_weights(
     return weights
 
 
-def has_ema(content: object) -> bool:
-    """Whether the content of a file includes averaged weights."""
-    return isinstance(content, Mapping) and _find(content, _EMA_KEYS) is not None
-
-
-def _find(content: Mapping[str, object], keys: tuple[str, ...]) -> Mapping[str, object] | None:
-    found = (content.get(key) for key in keys)
-    return next((value for value in found if isinstance(value, Mapping)), None)
-
-
 def load_weights(
-    model: nn.Module, weights: Weights, *, replace_head: bool = False, min_matched: float = 0.95
+    model: nn.Module,
+    weights: Weights,
+    *,
+    replace_head: bool = False,
+    classes: Sequence[str] | None = None,
+    min_matched: float = 0.95,
 ) -> PretrainedReport:
     """Load weights into a model.
 
     Args:
         model: on any device; loaded in place, and left as it was where an error is raised.
         weights: of `load_weight_file` or `extract_weights`.
-        replace_head: where their classifier has another number of classes, keep the model's
-            freshly initialised one and say so; else that is an error.
+        replace_head: where their classifier is for other classes, keep the model's freshly
+            initialised one and say so; else that is an error.
+        classes: names of the model's classes by index. Where the file has names too, they must be
+            the same in the same order; else, and without names, only their number counts.
         min_matched: smallest share, in [0, 1], of the model's and of the file's tensors and
             values that must fit one another. The classifier that is replaced does not count.
 
@@ -250,30 +123,34 @@ def load_weights(
     Raises:
         CheckpointError: the weights do not fit the model.
     """
-    row, source = weights.format, weights.source
-    own = model.state_dict()
+    row, source, own = weights.format, weights.source, model.state_dict()
     state = {name: _in_shape_of(own.get(name), value) for name, value in weights.state.items()}
+    fresh = _fresh_head(own, weights, head := f"{head_name(model)}.", classes)
     common = [name for name in own if name in state]
+    fitting = {
+        name: own[name].shape == state[name].shape and not (fresh and name.startswith(head))
+        for name in common
+    }
     report = PretrainedReport(
-        matched=[name for name in common if own[name].shape == state[name].shape],
+        matched=[name for name in common if fitting[name]],
         missing=[name for name in own if name not in state],
         unexpected=[name for name in state if name not in own],
-        mismatched=[name for name in common if own[name].shape != state[name].shape],
+        mismatched=[name for name in common if not fitting[name]],
     )
     if row is not None:
         report.format = row.name
-    head = f"{head_name(model)}."
-    fresh_head = _rows(state.get(f"{head}weight")) != _rows(own[f"{head}weight"])
-    _check_share(own, state, report, source, min_matched, head if fresh_head else None)
-    if fresh_head:
-        report.messages.append(_fresh_head(own, state, head, source, replace_head))
-    _check_finite(state, report.matched, source)
+    _check_share(own, state, report, source, min_matched, head if fresh else None)
+    if fresh:
+        report.messages.append(fresh.told(source, replace_head))
+    _check_values(own, state, report.matched, source)
 
     model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
     report.messages.append(_counts(own, report, source))
+    if weights.averaged:
+        report.messages.append(f"using the averaged (EMA) weights of {source}")
     missing = [name for name in report.missing + report.mismatched if not _is_counter(name)]
     if missing:
-        report.messages.append(f"not in {source}, freshly initialised: {_some(missing)}")
+        report.messages.append(f"not from {source}, freshly initialised: {_some(missing)}")
     if report.unexpected:
         report.messages.append(f"in {source}, but not in the model: {_some(report.unexpected)}")
     report.warnings += _other_conditions(model, row, source)
@@ -288,7 +165,7 @@ def _counts(own: Mapping[str, Tensor], report: PretrainedReport, source: str) ->
     )
     return (
         f"loaded {matched} of {model} tensors from {source} ({report.format}): {missing} missing, "
-        f"{mismatched} of another shape, {unexpected} only in the file"
+        f"{mismatched} that do not fit, {unexpected} only in the file"
     )
 
 
@@ -328,22 +205,41 @@ def _rows(tensor: Tensor | None) -> int:
     return tensor.shape[0] if tensor is not None and tensor.ndim else 0
 
 
-def _fresh_head(
-    own: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    head: str,
-    source: str,
-    replace_head: bool,
-) -> str:
-    """Say that the classifier is replaced, or raise where it must not be."""
-    rows, wanted = _rows(state.get(f"{head}weight")), _rows(own[f"{head}weight"])
-    classes = f"a classifier of {rows} classes" if rows else "no classifier"
-    if not replace_head:
-        raise CheckpointError(
-            f"{source} holds {classes}, the model has {wanted}; give the number of classes of the "
-            "file, or ask for the classifier to be replaced"
+class _FreshHead(NamedTuple):
+    """Why the model keeps its own classifier: what the file's is, what the model's."""
+
+    held: str
+    wanted: str
+
+    def told(self, source: str, replace: bool) -> str:
+        """Say that it is replaced, or raise where it must not be."""
+        if not replace:
+            raise CheckpointError(
+                f"{source} holds {self.held}, the model has {self.wanted}; use data with the "
+                "classes of the file, in their order, or ask for the classifier to be replaced"
+            )
+        return (
+            f"{source} holds {self.held}; replaced by a fresh one of {self.wanted}, which needs "
+            "training"
         )
-    return f"{source} holds {classes}; replaced by a fresh one of {wanted}, which needs training"
+
+
+def _fresh_head(
+    own: Mapping[str, Tensor], weights: Weights, head: str, classes: Sequence[str] | None
+) -> _FreshHead | None:
+    """Compare the classifiers by the number of their classes, and by name where both are known."""
+    rows, wanted = _rows(weights.state.get(f"{head}weight")), _rows(own[f"{head}weight"])
+    if rows != wanted:
+        held = f"a classifier of {rows} classes" if rows else "no classifier"
+        return _FreshHead(held, f"{wanted}")
+    pairs = zip(weights.classes or (), known_names(classes) or (), strict=False)
+    for label, (name, other) in enumerate(pairs):
+        if name != other:
+            return _FreshHead(
+                f"a classifier of {rows} classes (class {label} is {printable(name, 60)!r})",
+                f"{wanted} (class {label} is {printable(other, 60)!r})",
+            )
+    return None
 
 
 def _check_share(
@@ -385,12 +281,23 @@ def _check_share(
         )
 
 
-def _check_finite(state: Mapping[str, Tensor], names: list[str], source: str) -> None:
+def _check_values(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], names: list[str], source: str
+) -> None:
+    """Raise where the model would not have the file's numbers, or cannot compute with them."""
     for name in names:
-        if state[name].is_floating_point() and not bool(state[name].isfinite().all()):
+        kind, value = own[name].dtype, state[name]
+        if not kind.is_floating_point:
+            continue
+        if not value.is_floating_point():
             raise CheckpointError(
-                f"{source} holds NaN or infinite values in {name}: a training that diverged, or a "
-                "damaged file; use an earlier checkpoint"
+                f"{source} holds whole numbers ({value.dtype}) in {name}: a quantised network, or "
+                "no weights; use the file that it was made from"
+            )
+        if not bool(value.to(kind).isfinite().all()):  # float64 reaches further than float32
+            raise CheckpointError(
+                f"{source} holds NaN or infinite values in {name} (as {kind}): a training that "
+                "diverged, or a damaged file; use an earlier checkpoint"
             )
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from image_classification.download import download, find_fault
 from image_classification.errors import CheckpointError, DataError, UsageError
+from image_classification.presets import EvalPreset
 
 _SOURCE = "https://download.pytorch.org/models/"
 
@@ -52,12 +54,14 @@ class PublishedWeights:
         return match[1]
 
     @property
+    def preset(self) -> EvalPreset:
+        """How images were prepared for the published accuracy."""
+        return EvalPreset(self.image_size, self.val_resize, self.interpolation)
+
+    @property
     def conditions(self) -> str:
         """The options with which a validation gives the published accuracy."""
-        return (
-            f"--image-size {self.image_size} --val-resize {self.val_resize} "
-            f"--interpolation {self.interpolation}"
-        )
+        return self.preset.as_options
 
 
 def _row(arch: str, version: str, file: str, *facts: float | str) -> PublishedWeights:
@@ -120,6 +124,12 @@ def find_published(arch: str, version: str | None = None) -> PublishedWeights:
     if version is not None and version not in rows:
         raise UsageError(f"there are no weights {version} of {arch}, only {', '.join(rows)}")
     return rows[version or max(rows)]
+
+
+def recognise_published(path: str | os.PathLike[str]) -> PublishedWeights | None:
+    """The row of a file by the digits of its sum, which its name has if nobody has changed it."""
+    words = re.split(r"[^0-9a-z]+", Path(path).name)
+    return next((row for row in PUBLISHED if row.sha256 in words), None)
 
 
 def fetch_published(row: PublishedWeights, folder: Path, *, say: Callable[[str], None]) -> Path:

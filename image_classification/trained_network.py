@@ -14,8 +14,10 @@ from torch import nn
 
 from image_classification.augmentation import EvalPreset
 from image_classification.errors import CheckpointError, UsageError, printable
-from image_classification.pretrained import extract_weights, has_ema, load_weights
+from image_classification.pretrained import load_weights
+from image_classification.published_weights import recognise_published
 from image_classification.safe_load import load_tensors
+from image_classification.weight_files import extract_weights
 from models import create_model, find_arch, model_names
 from models.common import head_name
 
@@ -48,6 +50,7 @@ def load_trained_network(
     arch: str | None = None,
     image_size: int | None = None,
     val_resize: int | None = None,
+    interpolation: str | None = None,
     class_names: Sequence[str] | None = None,
     bn_epsilon: float | None = None,
 ) -> TrainedNetwork:
@@ -56,23 +59,22 @@ def load_trained_network(
     Args:
         path: a checkpoint of this package, a safetensors file of export.py, or bare weights, which
             need `arch`.
-        ema: take the averaged weights (True), the others (False), or the averaged ones where the
-            file has them (None).
+        ema: see `extract_weights`.
         arch: name of the network; a checkpoint knows its own.
         image_size: side of the network's input in pixels, instead of the checkpoint's.
         val_resize: short side in pixels before the central crop, instead of the checkpoint's.
+        interpolation: one of `presets.INTERPOLATIONS`, instead of the checkpoint's.
         class_names: by index, instead of the checkpoint's. Without either, the index as text.
         bn_epsilon: BatchNorm's, instead of what the file tells of its training, if it does.
 
     Raises:
         CheckpointError: unreadable or unsafe file, or one that does not fit.
-        UsageError: unknown network, or an `arch` is needed.
+        UsageError: unknown network, an `arch` is needed, or a size is out of range.
     """
     name = os.fspath(path)
     content = load_tensors(path)
     saved: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
-    averaged = has_ema(content) if ema is None else ema
-    weights = extract_weights(content, source=name, ema=averaged)
+    weights = extract_weights(content, source=name, ema=ema)
 
     arch = _choose_arch(saved.get("arch"), arch, name)
     options = saved.get("model_options") or {}
@@ -81,16 +83,14 @@ def load_trained_network(
         options = {**options, "bn_epsilon": epsilon}
     model, num_classes = _build(arch, options, weights.state, name)
     report = load_weights(model, weights, min_matched=1.0)
-    notes = [*report.messages, *report.warnings]
-    if averaged:
-        notes.append("using the averaged (EMA) weights")
+    preset, notes = _choose_preset(saved, arch, name, image_size, val_resize, interpolation)
     return TrainedNetwork(
         model=model.eval(),
         arch=arch,
         options=dict(options),
         classes=_choose_classes(saved.get("classes"), class_names, num_classes, name),
-        preset=_choose_preset(saved.get("preprocessing"), image_size, val_resize, arch, name),
-        notes=notes,
+        preset=preset,
+        notes=[*report.messages, *report.warnings, *notes],
     )
 
 
@@ -142,17 +142,54 @@ def _choose_classes(
     return names
 
 
+def saved_preset(content: Mapping[str, Any], source: str) -> EvalPreset | None:
+    """How a checkpoint says that validation images are prepared; None where it does not.
+
+    Raises:
+        CheckpointError: it says something that cannot be.
+    """
+    saved = content.get("preprocessing")
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("val"), Mapping):
+        return None
+    try:
+        return EvalPreset.from_dict(dict(saved["val"]))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: {printable(str(error))}") from error
+
+
+def _usual_preset(arch: str, source: str) -> tuple[EvalPreset, str]:
+    """What is taken where the file does not tell, and why; its name can show where it is from."""
+    row = recognise_published(source)
+    if row is not None and row.arch == arch:
+        return row.preset, f"as torchvision does for {row.file}"
+    size = find_arch(arch).image_size
+    return EvalPreset(size, size + 32), "the usual way"
+
+
 def _choose_preset(
-    saved: object, image_size: int | None, val_resize: int | None, arch: str, source: str
-) -> EvalPreset:
-    if isinstance(saved, Mapping) and isinstance(saved.get("val"), Mapping):
-        try:
-            preset = EvalPreset.from_dict(dict(saved["val"]))
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{source}: {printable(str(error))}") from error
-    else:
-        size = find_arch(arch).image_size
-        preset = EvalPreset(size, size + 32)
-    margin = preset.resize_size - preset.image_size
+    content: Mapping[str, Any],
+    arch: str,
+    source: str,
+    image_size: int | None,
+    val_resize: int | None,
+    interpolation: str | None,
+) -> tuple[EvalPreset, list[str]]:
+    """What the options say, else the file, else what is usual; and a line where that is taken."""
+    preset, why = saved_preset(content, source), ""
+    if preset is None:
+        preset, why = _usual_preset(arch, source)
     size = image_size or preset.image_size
-    return dataclasses.replace(preset, image_size=size, resize_size=val_resize or size + margin)
+    if val_resize is not None and val_resize < size:
+        raise UsageError(
+            f"--val-resize {val_resize} is below the input size of {size} pixels; give at least "
+            "that, or a smaller --image-size"
+        )
+    margin = preset.resize_size - preset.image_size
+    try:
+        preset = EvalPreset(
+            size, val_resize or size + margin, interpolation or preset.interpolation
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    said = f"{source} does not tell how images are prepared: {why}, with {preset.as_options}"
+    return preset, [said] if why else []

@@ -24,7 +24,7 @@ from victims import run_here, whole
 
 from image_classification import checkpoint
 from image_classification.errors import CheckpointError
-from image_classification.pretrained import load_weight_file
+from image_classification.weight_files import load_weight_file
 
 SMALL = ("--arch", "resnet18", "--image-size", "32", "-j", "0", "--device", "cpu", "-b", "8",
          "--lr", "0.01", "--seed", "7", "--epochs", "1", "--prof", "1",

@@ -119,7 +119,7 @@ def test_ours_is_wired_like_the_main_program(flags: list[str], tmp_path: Path) -
     state, _ = main.open_run(args, read_launch(), device, 0, Interruption())
     with state.logger, contextlib.ExitStack() as cleanup:
         splits = main.load_data(state)
-        model = main.build_model(state, splits.num_classes)
+        model = main.build_model(state, splits)
         main.settle_batch(state, model, splits)
         loader = main.build_loaders(state, splits, cleanup)["train"]
         theirs = main.build_trainer(state, model, loader, splits)

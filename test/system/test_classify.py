@@ -266,7 +266,8 @@ def test_checkpoint2model_writes_bare_weights(
     assert result.returncode == 0, result.stderr
     assert result.stdout == (
         "Loaded resnet18, acc : 91.5\n"
-        f"classify.py --weights {target} --arch resnet18 --image-size 32 --val-resize 36\n"
+        f"classify.py --weights {target} --arch resnet18 --image-size 32 --val-resize 36 "
+        "--interpolation bilinear\n"
     )
     weights = torch.load(target, weights_only=True)
     torch.testing.assert_close(weights, content["state_dict"], rtol=0, atol=0)
@@ -286,7 +287,7 @@ def test_bare_weights_lose_epsilon_but_their_user_is_told(
     torch.save({**content, "state_dict_ema": None, "model_options": options}, source)
     result = call("checkpoint2model.py", "--checkpoint-path", source, "--weight-path", target)
     line = result.stdout.splitlines()[-1]
-    assert line.endswith("--val-resize 36 --bn-epsilon 1")
+    assert line.endswith("--interpolation bilinear --bn-epsilon 1")
     flags = ["--topk", 1, photos / "a.png", "--cpu", "--precision", "fp32"]
     whole = call("classify.py", "--checkpoint", source, *flags)
     bare = call(*line.split(), *flags)

@@ -20,8 +20,8 @@ import main
 import prune
 from image_classification.augmentation import EvalPreset
 from image_classification.errors import UsageError
-from image_classification.pretrained import load_weight_file
 from image_classification.trained_network import load_trained_network
+from image_classification.weight_files import load_weight_file
 from models import create_model
 from models.resnet import ResNet, channels_of
 

@@ -27,7 +27,7 @@ LEVELS: dict[int, set[str]] = {
         "seed_record", "weight_formats", "published_weights", "val_split",
         "presets", "policies", "image_operations", "batch_augmentation", "models"},
     1: {"distributed", "agreement", "running_sums", "logger", "dlll_log", "log_sinks"},
-    2: {"checkpoint", "checkpoint_files", "saver", "pretrained", "loader_worker",
+    2: {"checkpoint", "checkpoint_files", "saver", "pretrained", "weight_files", "loader_worker",
         "pytorch_loader", "synthetic_loader", "fast_loader", "dali_loader",
         "resident_loader", "dataloaders", "workspace", "data_processing", "trained_network",
         "export_formats", "network_options"},

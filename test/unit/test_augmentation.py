@@ -263,7 +263,7 @@ def test_presets_survive_json(preset: TrainPreset | EvalPreset) -> None:
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: TrainPreset(image_size=0), "image_size .* >= 1, received 0"),
+        (lambda: TrainPreset(image_size=0), "image_size .* 1 .. 16384, received 0"),
         (lambda: TrainPreset(scale=(0.5, 0.1)), "scale"),
         (lambda: TrainPreset(scale=(0.5, 1.5)), "at most 1.0"),
         (lambda: TrainPreset(ratio=(0.0, 1.0)), "ratio"),
@@ -278,6 +278,8 @@ def test_presets_survive_json(preset: TrainPreset | EvalPreset) -> None:
         (lambda: TrainPreset.from_dict({"growth_epochs": "2"}), "growth_epochs must be a whole"),
         (lambda: EvalPreset(interpolation="nearest"), "bilinear, bicubic, triangular"),
         (lambda: EvalPreset(resize_size=-1), "resize_size"),
+        (lambda: EvalPreset(16385, 16385), "image_size .* 1 .. 16384, received 16385"),
+        (lambda: ShiftPreset(padding=16385), "padding .* 0 .. 16384, received 16385"),
         (lambda: EvalPreset.from_dict({"size": 3}), r"unknown keys \['size'\]"),
     ],
 )

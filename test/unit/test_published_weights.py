@@ -18,14 +18,16 @@ import torch
 from torch import nn
 
 from image_classification.errors import CheckpointError, UsageError
-from image_classification.pretrained import load_weight_file, load_weights
+from image_classification.pretrained import load_weights
 from image_classification.published_weights import (
     PUBLISHED,
     VERSIONS,
     PublishedWeights,
     fetch_published,
     find_published,
+    recognise_published,
 )
+from image_classification.weight_files import load_weight_file
 from models import ARCHS, create_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pretrained.md"
@@ -103,6 +105,16 @@ def test_what_is_not_published_is_said() -> None:
     with pytest.raises(UsageError, match="no weights v2 of resnet18, only v1"):
         find_published("resnet18", "v2")
     assert VERSIONS == ("v1", "v2")
+
+
+def test_a_file_is_recognised_by_the_digits_in_its_name() -> None:
+    for row in PUBLISHED:
+        assert recognise_published(f"some/folder/{row.file}") is row
+    assert recognise_published(Path("b1-bac287d4.safetensors")) is find_published(
+        "efficientnet-b1", "v1"
+    )
+    for name in ("resnet50.pth", "0676ba61/resnet50.pth", "resnet50-0676ba610.pth"):
+        assert recognise_published(name) is None
 
 
 def test_the_page_lists_the_table() -> None:

@@ -47,7 +47,7 @@ if [ "$1" = venv ]; then mkdir -p "${{*: -1}}/bin"; cp "{made}" "${{*: -1}}/bin/
 ALL = ("numpy", "pillow", "pyyaml", "scikit-learn", "nvidia-ml-py")
 DEV = (
     "matplotlib", "mypy", "onnx", "onnxruntime", "onnxscript", "pytest", "pytest-timeout",
-    "pytest-xdist", "ruff", "safetensors", "setuptools", "torch-pruning",
+    "pytest-xdist", "ruff", "safetensors", "setuptools", "timm", "torch-pruning",
 )  # fmt: skip
 
 
