@@ -757,8 +757,7 @@ def build_model(state: Run, splits: Splits) -> torch.nn.Module:
             min_matched=args.min_matched)
         logger.message(*report.messages)
         logger.warning(*report.warnings)
-    if args.sync_bn:
-        model = distributed.with_sync_batch_norm(model, state.device)
+    model = distributed.with_sync_batch_norm(model, state.device) if args.sync_bn else model
     dtype = torch.float16 if args.fp16 else torch.float32
     model = model.to(state.device.torch_device, dtype, memory_format=state.memory_format)
     return torch.jit.script(model) if args.jit == "script" else model

@@ -13,6 +13,14 @@ fi
 checkpoint=$1 data=$2 workspace=$3
 shift 3
 need_python
+judge=()
+for ((place = 1; place <= $#; place++)); do
+    next=$((place + 1))
+    case ${!place} in
+        --val-split) judge=(--val-split "${!next:-}") ;;
+        --val-split=*) judge=("${!place}") ;;
+    esac
+done
 mkdir -p -- "$workspace"
 if [ -e "$workspace/pruned.pth.tar" ]; then # CHECKPOINT and KEEP count in the first start only
     echo "$NAME: going on with $workspace/pruned.pth.tar"
@@ -26,4 +34,5 @@ fi
     --pretrained-weights "$workspace/pruned.pth.tar" --resume auto \
     --epochs 30 -b 64 --lr 0.01 --lr-schedule cosine --momentum 0.9 --weight-decay 1e-4 "$@"
 "$PYTHON" "$ROOT/benchmarks/inference.py" "$checkpoint" "$workspace/pruned.pth.tar" \
-    "$workspace/model_best.pth.tar" --data "$data" --json "$workspace/pruned.json"
+    "$workspace/model_best.pth.tar" --data "$data" ${judge[@]+"${judge[@]}"} \
+    --json "$workspace/pruned.json"

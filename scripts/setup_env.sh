@@ -120,13 +120,22 @@ def requirements(path):
                 yield line
 
 
+def installed(name):
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 for requirement in dict.fromkeys(line for path in sys.argv[1:] for line in requirements(path)):
     name = re.match(r"[A-Za-z0-9._-]+", requirement).group()
     if name == "nvidia-ml-py" and not os.path.exists("/dev/nvidiactl"):
         continue
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
+    # It would bring a torchvision, which has to fit the vendor's PyTorch.
+    if name == "timm" and installed("torch") and not installed("torchvision"):
+        continue
+    if not installed(name):
         print(requirement)
 END
 }

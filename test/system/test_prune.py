@@ -154,10 +154,10 @@ def test_the_script_prunes_trains_and_compares_and_goes_on(tmp_path: Path) -> No
                 "model_options": {"channels": channels_of(model)},
                 "preprocessing": {"val": EvalPreset(32, 32).to_dict()},
                 "state_dict": model.state_dict()}, whole)  # fmt: skip
-    data = write_images(tmp_path / "data", train=4, val=2, size=32)
+    data = write_images(tmp_path / "data", train=6, val=0, size=32) / "train"  # folders of classes
     env = environment(PYTHON=sys.executable, KEEP="0.5", DEVICE="cpu")
     command = ["bash", ROOT / "scripts/run_pruning.sh", whole, data, workspace, "-b", 4, "--arch",
-               "resnet18_cifar", "-j", 1, "--epochs"]  # fmt: skip
+               "resnet18_cifar", "-j", 1, "--val-split", 0.4, "--epochs"]  # fmt: skip
     for epochs in (1, 2):
         done = subprocess.run(
             [*map(str, command), str(epochs)], env=env, capture_output=True, text=True

@@ -225,6 +225,7 @@ def test_vendor_torch_is_never_replaced(world: World, ensurepip: bool) -> None:
     assert world.run("--sample", "--dev").returncode == 0
     (install,) = world.calls()
     assert "pytest" in install and not re.search(r" torch(vision)?([ =<>]|$)", install)
+    assert "timm" not in install  # it would bring torchvision
 
 
 def test_constraints_hold_what_is_installed(world: World) -> None:
