@@ -117,9 +117,10 @@ def compare(
     described = environment.capture(Device.select("cpu"))
     print("", environment.text(described), "", sep="\n", flush=True)
     threads = torch.get_num_threads()
-    engines = torch_engines(Path(args.checkpoint), network.model)
+    checkpoint = Path(args.checkpoint)
+    engines = torch_engines(checkpoint, checkpoint.name, network.model)
     for path in (float_file, args.output):
-        engines += onnx_engines(path, threads)
+        engines += onnx_engines(path, path.name, threads)
     loader = inference.evaluation_loader(
         evenly_spread(splits.val, args.val_images), network.preset, args.batch_size
     )

@@ -24,7 +24,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
-from benchmarks.inference_contenders import Engine, contenders, onnx_engines, torch_engines
+from benchmarks.inference_contenders import (
+    Engine,
+    contenders,
+    onnx_engines,
+    short_names,
+    torch_engines,
+)
 from image_classification import data_sources
 from image_classification import option_types as kind
 from image_classification.augmentation import EvalPreset
@@ -249,18 +255,19 @@ def run(args: argparse.Namespace) -> None:
     described = environment.capture(Device.select("cpu"))
     print(environment.text(described), "", sep="\n", flush=True)
     engines: list[Engine] = []
-    for path in args.files:
+    labels = short_names(args.files)
+    for path in labels:
         if path in networks:
-            engines += torch_engines(path, networks[path].model)
+            engines += torch_engines(path, labels[path], networks[path].model)
         else:
-            engines += onnx_engines(path, torch.get_num_threads())
+            engines += onnx_engines(path, labels[path], torch.get_num_threads())
     splits = data_sources.load_for_network(
         args.data, first.classes, train=False, val_share=args.val_split,
         samples=environment.ROOT / "data", say=say,
     )  # fmt: skip
     val = data_sources.evenly_spread(splits.val, args.val_images)
     loader = evaluation_loader(val, first.preset, effort.batch_size)
-    work = {path.name: count_work(network) for path, network in networks.items()}
+    work = {labels[path]: count_work(network) for path, network in networks.items()}
     found = compare(engines, loader, first.preset.image_size, effort, say)
     print(found.table())
     for name, (parameters, multiply_adds) in work.items():

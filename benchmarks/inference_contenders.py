@@ -52,28 +52,37 @@ class Runner:
         return {}
 
 
-def torch_engines(path: Path, model: nn.Module) -> list[Engine]:
+def short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Names of files that tell them apart: the ends of their paths, as short as possible."""
+    whole, parts, names = {path: path.absolute().parts for path in paths}, 0, [""]
+    while len({*names}) < len({*whole.values()}):
+        parts += 1
+        names = ["/".join(each[-parts:]) for each in whole.values()]
+    return dict(zip(whole, names, strict=True))
+
+
+def torch_engines(path: Path, name: str, model: nn.Module) -> list[Engine]:
     """A checkpoint in PyTorch's eager mode: FP32, and bfloat16 where the CPU has it."""
     return [
         Engine(
-            f"{path.name} pytorch fp32", "eager, nchw", path, cache(partial(_torch_fp32, model))
+            f"{name} pytorch fp32", "eager, nchw", path, cache(partial(_torch_fp32, model))
         ),
         Engine(
-            f"{path.name} pytorch bf16", "eager, bfloat16 weights, nhwc", path,
+            f"{name} pytorch bf16", "eager, bfloat16 weights, nhwc", path,
             cache(partial(_torch_bf16, model)),
         ),
     ]  # fmt: skip
 
 
-def onnx_engines(path: Path, threads: int) -> list[Engine]:
+def onnx_engines(path: Path, name: str, threads: int) -> list[Engine]:
     """An ONNX file in onnxruntime and OpenVINO."""
     return [
         Engine(
-            f"{path.name} onnxruntime", f"{threads} threads", path,
+            f"{name} onnxruntime", f"{threads} threads", path,
             cache(partial(_onnxruntime, path, threads)),
         ),
         Engine(
-            f"{path.name} openvino", f"{threads} threads", path,
+            f"{name} openvino", f"{threads} threads", path,
             cache(partial(_openvino, path, threads)),
         ),
     ]  # fmt: skip

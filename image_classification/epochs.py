@@ -146,6 +146,7 @@ class EpochLoop:
             done = f"{progress.epoch} of {self.epochs} epochs are done"
             self.logger.message(f"nothing left to do: {done}")
             return progress.best_prec1, row
+        self._tell_start()
         with self.interruption.held(), contextlib.ExitStack() as cleanup:
             if self.saver is not None:
                 cleanup.callback(self.saver.finish)  # what is being written, whatever happens
@@ -159,9 +160,20 @@ class EpochLoop:
             if self._is_stale():
                 best = progress.best_epoch + 1
                 self.logger.message(f"early stop: no better top-1 since epoch {best}")
+            elif progress.epoch < self.epochs and self.saves:
+                self.logger.message(
+                    f"{progress.epoch} of {self.epochs} epochs are done; --resume auto goes on"
+                )
             if self.saver is not None:
                 self.saver.close()
         return progress.best_prec1, row
+
+    def _tell_start(self) -> None:
+        epoch, images = self.progress.epoch, self.trainer.samples_done
+        where = f", after {images} of its images" if images else ""
+        where = ", with its validation" if self.progress.phase == "validate" else where
+        if epoch or where:
+            self.logger.message(f"going on in epoch {epoch + 1} of {self.epochs}{where}")
 
     def _check_last_save(self) -> None:
         """Waits for the last checkpoint; all ranks learn whether its weights are finite."""

@@ -32,7 +32,7 @@ fi
 "$PYTHON" "$ROOT/multiproc.py" --nproc_per_node "${NPROC:-1}" "$ROOT/main.py" "$data" \
     --device "${DEVICE:-auto}" --workspace "$workspace" --raport-file raport.json \
     --pretrained-weights "$workspace/pruned.pth.tar" --resume auto \
-    --epochs 30 -b 64 --lr 0.01 --lr-schedule cosine --momentum 0.9 --weight-decay 1e-4 "$@"
+    --epochs 30 -b 32 --lr 0.01 --lr-schedule cosine --momentum 0.9 --weight-decay 1e-4 "$@"
 "$PYTHON" "$ROOT/benchmarks/inference.py" "$checkpoint" "$workspace/pruned.pth.tar" \
     "$workspace/model_best.pth.tar" --data "$data" ${judge[@]+"${judge[@]}"} \
     --json "$workspace/pruned.json"

@@ -99,10 +99,14 @@ def test_the_best_model_follows_the_average(straight: Path) -> None:
 def test_resuming_equals_the_uninterrupted_run(
     images: Path, straight: Path, tmp_path: Path, stages: tuple[int, ...]
 ) -> None:
-    workspace = tmp_path / "resumed"
+    workspace, last = tmp_path / "resumed", 3
     for count in stages:
-        run_main(images, *SMALL, *STATEFUL, "--epochs", 3, "--run-epochs", count,
-                 "--workspace", workspace, "--resume", "auto")  # fmt: skip
+        done = run_main(images, *SMALL, *STATEFUL, "--epochs", 3, "--run-epochs", count,
+                        "--workspace", workspace, "--resume", "auto")  # fmt: skip
+        assert ("of 3 epochs are done; --resume auto goes on" in done.stdout) == (count < last)
+        assert ("going on in epoch" in done.stdout) == (last < 3)
+        last -= count
+    assert last == 0
     for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
         mine, theirs = checkpoint(workspace / name), checkpoint(straight / name)
         mine.pop("config"), theirs.pop("config")
