@@ -289,7 +289,8 @@ def _add_mode_options(group: argparse._ArgumentGroup) -> None:
         help="only N iterations per training epoch and validation")
     add("--recipe", metavar="NAME",
         help="start from the options of a recipe (FILE.yml:NAME: of another file)")
-    add("--list-recipes", action="store_true", help="print all recipes and exit")
+    add("--list-recipes", action="store_true",
+        help="print all recipes, or the options of --recipe, and exit")
     add("--doctor", action="store_true", help="examine the machine, say what to change, and exit")
     add("--iters", type=kind.COUNT_OR_ALL, default=-1, metavar="N",
         help="only N iterations per training epoch")
@@ -843,7 +844,7 @@ def main(argv: list[str]) -> int:
         with Interruption() as interruption:
             args, notes = parse_args(argv)
             if args.list_recipes:
-                print(read_recipes(args.recipe or "").listing())
+                print(read_recipes(name := args.recipe or "").listing(name.rpartition(":")[2]))
                 return 0
             if args.doctor:
                 from image_classification.doctor import examination

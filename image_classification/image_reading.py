@@ -177,6 +177,7 @@ def unreadable(source: Any, name: str | None, reason: str) -> ImageError:
     path = os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "image"
     packed = _PACKED.fullmatch(os.fsencode(path)) is not None
     cure = "pack the data set again" if packed else "repair, replace or remove the file"
+    cure = "check the path" if reason == os.strerror(errno.ENOENT) else cure
     text = f"cannot read image {printable(path if name is None else name)}: {reason}; {cure}"
     return ImageError(text, reason)
 

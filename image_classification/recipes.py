@@ -9,6 +9,7 @@ the user says wins.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,12 @@ class Recipe:
     Attributes:
         options: Values by the name of the option, without dashes in front.
         record: What it has reached, and where; empty where nothing is known.
+        base: The recipe of which it is the form for a platform and precision; else empty.
     """
 
     options: Options
     record: str = ""
+    base: str = ""
 
     @property
     def words(self) -> list[str]:
@@ -77,13 +80,25 @@ class RecipeBook:
             raise UsageError(f"unknown mode {printable(name, 60)!r}; known: {known}")
         return self.modes[name]
 
-    def listing(self) -> str:
-        """Returns a table for the terminal: recipe, its platforms, record and options."""
+    def listing(self, name: str = "") -> str:
+        """Describes a recipe with its options, or without a name all of them, for the terminal."""
+        if name:
+            recipe = self.find(name)
+            return f"{_titled(name, recipe)}\n    {' '.join(recipe.words)}"
         lines = []
-        for name, recipe in self.recipes.items():
-            lines.append(name + (f"   [{recipe.record}]" if recipe.record else ""))
-            lines.append("    " + " ".join(recipe.words))
-        return "\n".join(lines)
+        for base, recipe in self.recipes.items():
+            if not recipe.base:
+                lines.append(_titled(base, recipe))
+                forms = (name for name, form in self.recipes.items() if form.base == base)
+                lines += textwrap.wrap(
+                    ", ".join(forms), 96, initial_indent="    ", subsequent_indent="    ",
+                    break_on_hyphens=False,
+                )  # fmt: skip
+        return "\n".join([*lines, "--list-recipes --recipe NAME shows the options of one"])
+
+
+def _titled(name: str, recipe: Recipe) -> str:
+    return name + (f"   [{recipe.record}]" if recipe.record else "")
 
 
 def read(path: str | os.PathLike[str]) -> RecipeBook:
@@ -116,7 +131,7 @@ def read(path: str | os.PathLike[str]) -> RecipeBook:
                                  "the file's platforms and precisions")  # fmt: skip
             whole = {**precisions[precision], **platforms[platform], **options,
                      **_options(extra, place)}  # fmt: skip
-            recipes[f"{name}-{row}"] = Recipe(whole, record)
+            recipes[f"{name}-{row}"] = Recipe(whole, record, name)
     return RecipeBook(source, recipes, modes)
 
 

@@ -87,8 +87,10 @@ def recipe(lab: Lab) -> None:
 def list_recipes(lab: Lab) -> None:
     listed = lab.run("--list-recipes", directory=None)
     assert not listed.workspace.exists()
-    names = [line.split()[0] for line in listed.out.splitlines() if line[0] != " "]
-    assert {"template", "efficientnet-b0", "resnet50-dgxa100-amp"} <= set(names)
+    assert {"template", "efficientnet-b0", "resnet50-dgxa100-amp,"} <= {*listed.out.split()}
+    assert "--lr" not in listed.out
+    one = lab.run("--list-recipes", "--recipe", "template", directory=None)
+    assert one.out.startswith("template   [") and "--lr=0.1 " in one.out
 
 
 @shows("--iters", "iterations of training, not of validation")

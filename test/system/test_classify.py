@@ -223,6 +223,9 @@ def test_wrong_paths_give_their_exit_codes_and_one_line(
         assert result.returncode == code, (arguments, result.stderr)
         assert text in result.stderr.splitlines()[-1], result.stderr
         assert "Traceback" not in result.stderr
+        assert ("none.png: No such file or directory; check the path" in result.stderr) == (
+            photos / "none.png" in arguments
+        )
     assert output.read_text() == "from an earlier run"
     assert [path.name for path in photos.iterdir() if path.suffix == ".tmp"] == []
 
