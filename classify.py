@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from image_classification.atomic_file import atomic_file
 from image_classification.device import DEVICE_TYPES, import_torch_or_explain
 from image_classification.errors import DataError, UsageError, UserError, tell
-from image_classification.network_options import add_preset_options
+from image_classification.network_options import add_preset_options, check_options
 from image_classification.option_parser import OptionParser
 from image_classification.option_types import POSITIVE
-from models import find_arch, model_names
+from models import model_names
 
 if TYPE_CHECKING:
     from image_classification.inference import Prediction
@@ -127,19 +127,11 @@ def validate_args(args: argparse.Namespace) -> None:
         (args.batch_size < 1, f"--batch-size must be at least 1, got {args.batch_size}"),
         (output is not None and output.suffix not in OUTPUT_ENDINGS,
          f"--output must end in {' or '.join(OUTPUT_ENDINGS)}, got {args.output}"),
-        (output is not None and not output.parent.is_dir(),
-         f"--output {args.output}: there is no folder {output.parent if output else ''}"),
     ]  # fmt: skip
-    problems = [text for wrong, text in rules if wrong]
     args.device = "cpu" if args.cpu else args.device or "auto"
     if args.arch is None and args.weights:
         args.arch = "resnet50"
-    try:
-        find_arch(args.arch or "resnet50")
-    except UsageError as error:
-        problems.append(f"--arch: {error}")
-    if problems:
-        raise UsageError("\n".join(problems))
+    check_options(rules, args.output, args.arch)
 
 
 def read_class_names(path: str) -> list[str]:

@@ -343,7 +343,7 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         argv = [*read_recipes(recipe).find(recipe.rpartition(":")[2]).words, *argv]
         args, problems = parser.parse_all(argv)
     name = getattr(args, "directory", None) or getattr(args, "data", None)
-    if name is not None and is_sample(name):
+    if is_sample(name):
         parser.set_defaults(**find_sample(name).recipe)
         args, problems = parser.parse_all(argv)
     if not vars(args):

@@ -169,9 +169,12 @@ class EpochLoop:
         return progress.best_prec1, row
 
     def _tell_start(self) -> None:
-        epoch, images = self.progress.epoch, self.trainer.samples_done
-        where = f", after {images} of its images" if images else ""
-        where = ", with its validation" if self.progress.phase == "validate" else where
+        """Says where a training goes on that does not begin."""
+        epoch, images, where = self.progress.epoch, self.trainer.samples_done, ""
+        if self.progress.phase == "validate":
+            where = ", with its validation"
+        elif images:
+            where = f", after {images} of its images"
         if epoch or where:
             self.logger.message(f"going on in epoch {epoch + 1} of {self.epochs}{where}")
 

@@ -175,9 +175,12 @@ def unreadable(source: Any, name: str | None, reason: str) -> ImageError:
         reason: Why it cannot be read.
     """
     path = os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "image"
-    packed = _PACKED.fullmatch(os.fsencode(path)) is not None
-    cure = "pack the data set again" if packed else "repair, replace or remove the file"
-    cure = "check the path" if reason == os.strerror(errno.ENOENT) else cure
+    if reason == os.strerror(errno.ENOENT):
+        cure = "check the path"
+    elif _PACKED.fullmatch(os.fsencode(path)):
+        cure = "pack the data set again"
+    else:
+        cure = "repair, replace or remove the file"
     text = f"cannot read image {printable(path if name is None else name)}: {reason}; {cure}"
     return ImageError(text, reason)
 

@@ -239,6 +239,11 @@ def check_class_names(classes: Iterable[str], folder: Path) -> None:
         )
 
 
+def is_listable(image: bytes) -> bool:
+    """Whether a list can hold the path of an image: a line holds no line feed."""
+    return b"\n" not in image
+
+
 def describe_left_out(images: list[bytes], path: Path) -> str:
     """A line about the images that `write_image_list` has left out of a list."""
     return (
@@ -257,7 +262,7 @@ def write_image_list(path: Path, images: Iterable[tuple[bytes, int]], note: str)
         note: What the list is, one line of ASCII for its head.
 
     Returns:
-        Paths of the images that are left out: a line holds no line feed.
+        Paths of the images that are left out, see `is_listable`.
 
     Raises:
         UsageError: It cannot be written.
@@ -267,7 +272,7 @@ def write_image_list(path: Path, images: Iterable[tuple[bytes, int]], note: str)
         with atomic_file(path) as file:
             file.write(_OUR_HEAD + note.encode("ascii") + b"\n")
             for image, label in images:
-                if b"\n" in image:
+                if not is_listable(image):
                     left_out.append(image)
                     continue
                 # "#" would make a comment of the line, white space at its start would be lost.

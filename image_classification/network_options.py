@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,14 +76,30 @@ def settle_output(options: argparse.Namespace, ending: str) -> None:
     """
     stem = options.checkpoint.removesuffix(".tar").removesuffix(".pth")
     output = options.output = Path(options.output or f"{stem}{ending}")
-    rules = [
-        (not output.parent.is_dir(), f"--output {output}: there is no folder {output.parent}"),
-        (os.path.realpath(output) == os.path.realpath(options.checkpoint),
-         "--output is the checkpoint itself; choose another name"),
-    ]  # fmt: skip
+    itself = os.path.realpath(output) == os.path.realpath(options.checkpoint)
+    check_options(
+        [(itself, "--output is the checkpoint itself; choose another name")], output, options.arch
+    )
+
+
+def check_options(
+    rules: Iterable[tuple[bool, str]], output: str | Path | None, arch: str | None
+) -> None:
+    """Checks what the programs have in common, and rules of their own.
+
+    Args:
+        rules: Whether an option is wrong, and what to say then.
+        output: The file to write, if any.
+        arch: Name of the network, if any is given.
+
+    Raises:
+        UsageError: One line for each problem, all of them at once.
+    """
     problems = [text for wrong, text in rules if wrong]
+    if output and not (folder := Path(output).parent).is_dir():
+        problems.append(f"--output {output}: there is no folder {folder}")
     try:
-        find_arch(options.arch or "resnet50")
+        find_arch(arch or "resnet50")
     except UsageError as error:
         problems.append(f"--arch: {error}")
     if problems:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from image_classification.errors import DataError, UsageError, printable
 
@@ -95,7 +95,7 @@ SAMPLES: dict[str, Sample] = {
 }
 
 
-def is_sample(data: str | None) -> bool:
+def is_sample(data: str | None) -> TypeGuard[str]:
     """Whether a DIR of the command line names a built-in data set."""
     return data is not None and data.startswith(SAMPLE_PREFIX)
 

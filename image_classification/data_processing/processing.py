@@ -31,6 +31,7 @@ from image_classification.errors import DataError, UsageError, printable
 from image_classification.list_files import (
     check_class_names,
     describe_left_out,
+    is_listable,
     is_our_list,
     write_image_list,
 )
@@ -209,7 +210,7 @@ def _write_list(
     images = [(prefix + index.relative_path(i), int(index.labels[i]))
               for i in np.flatnonzero(found.good).tolist()]  # fmt: skip
     made = f"split {summary.val_share:g} with seed {summary.seed}" if summary.val_share else "all"
-    count = sum(b"\n" not in image for image, _ in images)
+    count = sum(is_listable(image) for image, _ in images)
     left_out = write_image_list(path, images, f"{count} images, {made}")
     if left_out:
         summary.notes.append(describe_left_out(left_out, path))

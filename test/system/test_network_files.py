@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from runs import ROOT
 
 import checkpoint2model
 import classify
@@ -25,7 +26,6 @@ from image_classification.errors import CheckpointError, UsageError
 from image_classification.trained_network import load_trained_network
 from models import create_model
 
-ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["ant", "bee"]
 Call = Callable[..., tuple[int, str, str]]
 

@@ -199,13 +199,11 @@ ELSEWHERE = {
     "pretrained_weights", "jit", "device", "gpu_id", "pyamp", "cnmix", "opt_level", "fp16",
     "memory_format", "deterministic", "gpu_affinity", "dist_backend", "world_size", "addr",
     "run_epochs", "on_divergence", "early_stopping_patience", "seeds", "optimizer", "check",
-    "recipe", "list_recipes", "pretrained",
-    "pretrained_optional", "weights_dir", "weights_version", "min_matched", "channels",
-    "from_scratch",
-    "class_report", "doctor", "evaluate",
-    "training_only", "topk", "workspace", "run_name", "resume",
-    "save_checkpoints", "checkpoint_filename", "gather_checkpoints", "checkpoint_interval",
-    "raport_file", "print_freq", "tensorboard",
+    "recipe", "list_recipes", "pretrained", "pretrained_optional", "weights_dir", "weights_version",
+    "min_matched", "channels", "from_scratch", "class_report", "doctor", "evaluate",
+    "training_only", "topk", "workspace", "run_name", "resume", "save_checkpoints",
+    "checkpoint_filename", "gather_checkpoints", "checkpoint_interval", "raport_file",
+    "print_freq", "tensorboard",
 }  # fmt: skip
 COMPARED = (*checkpoint._COURSE, *checkpoint._INITIAL)
 

@@ -158,13 +158,17 @@ def test_a_recompressed_file_is_refused(tmp_path: Path, weights: dict[str, torch
         load_tensors(path)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_every_truncation_is_noticed(
-    legacy: bool, tmp_path: Path, weights: dict[str, torch.Tensor]
-) -> None:
+@pytest.fixture
+def saved(legacy: bool, tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """A file in the form that the test's parameter asks for."""
     path = tmp_path / "weights.pth"
     torch.save(weights, path, _use_new_zipfile_serialization=not legacy)
-    content = path.read_bytes()
+    return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_truncation_is_noticed(legacy: bool, saved: Path) -> None:
+    path, content = saved, saved.read_bytes()
     for length in [*range(1, len(content), max(1, len(content) // 40)), len(content) - 1]:
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError) as error:
@@ -174,11 +178,9 @@ def test_every_truncation_is_noticed(
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_flipped_bits_load_unchanged_or_are_an_error(
-    legacy: bool, tmp_path: Path, weights: dict[str, torch.Tensor]
+    legacy: bool, saved: Path, weights: dict[str, torch.Tensor]
 ) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(weights, path, _use_new_zipfile_serialization=not legacy)
-    content = path.read_bytes()
+    path, content = saved, saved.read_bytes()
     draws = random.Random(0)
     errors = 0
     for _ in range(200):
