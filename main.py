@@ -213,7 +213,7 @@ def _add_device_options(group: argparse._ArgumentGroup) -> None:
     add("--dynamic-loss-scale", action="store_true",
         help="float16: adapt the loss scale (default unless --static-loss-scale is given)")
     add("--memory-format", default="auto", choices=["auto", "nchw", "nhwc"],
-        help="auto: nhwc (channels last) with --amp on cuda and cpu, else nchw")
+        help="auto: nhwc (channels last) on cpu, and on cuda with --amp or --fp16; else nchw")
     add("--deterministic", action="store_true", help="same bits in every run, slower on cuda")
     add("--gpu-affinity", default="none", choices=affinity.MODES, metavar="MODE",
         help=f"bind the process to CPU cores: {', '.join(affinity.MODES)}")
@@ -649,7 +649,7 @@ def open_run(
     if args.resume == "auto" and saved is None:
         logger.message("--resume auto: there is no checkpoint yet, the training starts anew")
     return Run(args, launch, device, workspace, logger, saved, seed, amp_dtype,
-               device.memory_format(args.memory_format, args.amp), files, interruption
+               device.memory_format(args.memory_format, args.amp or args.fp16), files, interruption
                ), precision + device.caveat
 
 

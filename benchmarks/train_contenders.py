@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.measure import Contender, Runner
+from benchmarks.measure import Contender, Runner, Unavailable
 from benchmarks.peers import timm_loop, torchvision_loop
 from image_classification.augmentation import TrainPreset
 from image_classification.dataloaders import SyntheticIndex, create_loader
@@ -31,14 +31,15 @@ NAMES = {
     "ours": "ours",
     "ours-amp": "ours --amp",
     "torchvision-fp32": "torchvision fp32 nchw",
+    "torchvision-hand": "torchvision fp32 hand",
     "torchvision-amp": "torchvision amp hand",
+    "timm-fp32": "timm fp32",
     "timm-amp": "timm amp",
-    "timm-fp32": "timm fp32 nchw",
 }
 BASELINE = NAMES["torchvision-fp32"]
 # The same precision and memory format with and without this package.
 PAIRS = [
-    (NAMES["ours"], NAMES["torchvision-fp32"]),
+    (NAMES["ours"], NAMES["torchvision-hand"]),
     (NAMES["ours"], NAMES["timm-fp32"]),
     (NAMES["ours-amp"], NAMES["torchvision-amp"]),
     (NAMES["ours-amp"], NAMES["timm-amp"]),
@@ -61,7 +62,9 @@ class Setup(NamedTuple):
     target: torch.Tensor
 
 
-def set_up(device: Device, image_size: int, batch_size: int, *, amp: bool) -> Setup:
+def set_up(
+    device: Device, image_size: int, batch_size: int, *, amp: bool, layout: str = "auto"
+) -> Setup:
     """Chooses precision and memory format like main.py with and without --amp; makes the batch.
 
     Args:
@@ -69,9 +72,10 @@ def set_up(device: Device, image_size: int, batch_size: int, *, amp: bool) -> Se
         image_size: Side of the images in pixels.
         batch_size: Images of the batch.
         amp: Mixed precision, as far as the device is fast with it.
+        layout: "auto", "nchw" or "nhwc", as --memory-format.
     """
     amp_dtype = device.amp_dtype()[0] if amp else None
-    memory_format = device.memory_format("auto", amp)
+    memory_format = device.memory_format(layout, half=amp)
     loader = create_loader(
         "synthetic",
         SyntheticIndex(batch_size, NUM_CLASSES),
@@ -176,29 +180,33 @@ def list_contenders(
         image_size: Side of the images in pixels.
         batch_size: Images per step.
     """
+    kinds = {name: (name.endswith("-amp"), "nchw" if name == "torchvision-fp32" else "auto")
+             for name in names}  # fmt: skip
     setups = {
-        amp: set_up(device, image_size, batch_size, amp=amp)
-        for amp in sorted({name.endswith("-amp") for name in names})
+        (amp, layout): set_up(device, image_size, batch_size, amp=amp, layout=layout)
+        for amp, layout in sorted(set(kinds.values()))
     }
-    return [_describe(name, arch, device, setups[name.endswith("-amp")]) for name in names]
+    return [_describe(name, arch, device, setups[kind]) for name, kind in kinds.items()]
 
 
 def _describe(name: str, arch: str, device: Device, setup: Setup) -> Contender:
-    amp: dict[str, Any] = {"amp_dtype": setup.amp_dtype, "memory_format": setup.memory_format}
-    builders: dict[str, Callable[[], Loop]] = {
-        "torchvision-fp32": lambda: torchvision_loop.build_fp32(arch, setup.images, setup.target),
-        "torchvision-amp": lambda: torchvision_loop.build_amp(
-            arch, setup.images, setup.target, **amp,
-            fused=device.prefers_fused_optimizers(setup.amp_dtype),
-        ),
-        "timm-fp32": lambda: timm_loop.build(arch, setup.images, setup.target, **amp),
-        "timm-amp": lambda: timm_loop.build(arch, setup.images, setup.target, **amp),
-    }
+    peer, _, kind = name.partition("-")
+    batch = (arch, setup.images, setup.target)
+    same: dict[str, Any] = {"amp_dtype": setup.amp_dtype, "memory_format": setup.memory_format}
 
     def build() -> Runner:
-        if name in builders:
-            return PeerRunner(builders[name](), len(setup.target))
-        return OurRunner(arch, device, setup)
+        if kind == "amp" and setup.amp_dtype is None:
+            raise Unavailable(device.amp_dtype()[1])
+        if peer == "ours":
+            return OurRunner(arch, device, setup)
+        if peer == "timm":
+            loop = timm_loop.build(*batch, **same)
+        elif kind == "fp32":
+            loop = torchvision_loop.build_reference(*batch)
+        else:
+            fused = device.prefers_fused_optimizers(setup.amp_dtype)
+            loop = torchvision_loop.build_by_hand(*batch, **same, fused=fused)
+        return PeerRunner(loop, len(setup.target))
 
     precision = str(setup.amp_dtype or torch.float32).removeprefix("torch.")
     layout = "nhwc" if setup.memory_format is torch.channels_last else "nchw"

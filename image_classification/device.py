@@ -249,17 +249,18 @@ class Device:
             )
         return None, f"FP32 instead of mixed precision: {self.name} has neither AVX512-BF16 nor AMX"
 
-    def memory_format(self, wanted: str, amp: bool) -> torch.memory_format:
+    def memory_format(self, wanted: str, half: bool) -> torch.memory_format:
         """Resolve `--memory-format`.
 
         Args:
-            wanted: "nchw", "nhwc", or "auto": channels last where the matrix units of mixed
-                precision gain from it, that is with `amp` on cuda and cpu.
-            amp: mixed precision is used.
+            wanted: "nchw", "nhwc", or "auto": channels last where it is the faster one, that is on
+                cpu, and on cuda with `half`, for the matrix units.
+            half: float16 or bfloat16 is used.
         """
         import torch
 
-        nhwc = wanted == "nhwc" or (wanted == "auto" and amp and self.type in ("cuda", "cpu"))
+        faster = self.type == "cpu" or (half and self.type == "cuda")
+        nhwc = wanted == "nhwc" or (wanted == "auto" and faster)
         return torch.channels_last if nhwc else torch.contiguous_format
 
     def autocast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:

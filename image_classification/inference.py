@@ -89,9 +89,7 @@ class Classifier:
             self._amp_dtype, reason = device.amp_dtype("auto")
             self.notes.append(reason)
         weights_dtype = torch.float16 if precision == "fp16" else torch.float32
-        # Channels last pays with the matrix units that mixed precision uses.
-        nhwc = self._amp_dtype is not None and device.type in ("cuda", "cpu")
-        memory_format = torch.channels_last if nhwc else torch.contiguous_format
+        memory_format = device.memory_format("auto", half=precision != "fp32")
         model = model.eval().to(device.torch_device, weights_dtype)
         self._model = model.to(memory_format=memory_format)
         self._feeder = DeviceFeeder(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""timm's networks in timm's own loop: --amp --channels-last, its optimizer and its loss.
+"""timm's networks in timm's own loop: its optimizer and its loss, --amp and --channels-last or not.
 
 The settings are the defaults of timm's train.py: SGD with Nesterov momentum 0.9, weight decay 2e-5
 on all but biases and normalisation, label smoothing 0.1. Where the device has fast bfloat16, timm

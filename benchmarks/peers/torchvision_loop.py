@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """torchvision's networks in plain loops, without any part of this package.
 
-`build_fp32` has the defaults of torchvision's classification reference: SGD, momentum 0.9, weight
-decay 1e-4, cross entropy, FP32, NCHW, rate 0.1 at 256 images. The reference reads loss and accuracy
-in every step; this loop never does. `build_amp` is what a user writes by hand for the settings of
-`main.py --amp`. cudnn.benchmark is on in both, as in the reference: it is a switch of the process.
+`build_reference` has the defaults of torchvision's classification reference: SGD, momentum 0.9,
+weight decay 1e-4, cross entropy, FP32, NCHW, rate 0.1 at 256 images. The reference reads loss and
+accuracy in every step; this loop never does. `build_by_hand` is what a user writes for the settings
+of `main.py`. cudnn.benchmark is on in both, as in the reference: it is a switch of the process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.measure import Unavailable
 
 
-def build_fp32(
+def build_reference(
     arch: str, images: torch.Tensor, target: torch.Tensor
 ) -> Callable[[int], torch.Tensor]:
     """Builds the loop of the reference's defaults.
@@ -51,7 +51,7 @@ def build_fp32(
     return run
 
 
-def build_amp(
+def build_by_hand(
     arch: str,
     images: torch.Tensor,
     target: torch.Tensor,
@@ -60,7 +60,7 @@ def build_amp(
     memory_format: torch.memory_format,
     fused: bool,
 ) -> Callable[[int], torch.Tensor]:
-    """Builds the loop of mixed precision by hand: what `main.py --amp` does, and nothing more.
+    """Builds the loop of `main.py`, with or without --amp, by hand: its step and nothing more.
 
     Args:
         arch: Name of the network, as this package writes it.

@@ -383,8 +383,8 @@ def dynamic_loss_scale(lab: Lab) -> None:
 
 @shows("--memory-format", "the order of images and weights in memory")
 def memory_format(lab: Lab) -> None:
-    nhwc = lab.run("--memory-format", "nhwc", "--no-checkpoints")
-    for run, last in ((nhwc, True), (lab.base, False)):
+    nchw = lab.run("--memory-format", "nchw", "--no-checkpoints")
+    for run, last in ((lab.base, True), (nchw, False)):
         for tensor in (run.models[0].conv1.weight, run.batches[0]):
             assert tensor.is_contiguous(memory_format=torch.channels_last) is last
 
