@@ -65,11 +65,11 @@ def torch_engines(path: Path, name: str, model: nn.Module) -> list[Engine]:
     """A checkpoint in PyTorch's eager mode: FP32, and bfloat16 where the CPU has it."""
     return [
         Engine(
-            f"{name} pytorch fp32", "eager, nchw", path, cache(partial(_torch_fp32, model))
+            f"{name} pytorch fp32", "eager, nhwc", path, cache(partial(_torch, model, "fp32"))
         ),
         Engine(
             f"{name} pytorch bf16", "eager, bfloat16 weights, nhwc", path,
-            cache(partial(_torch_bf16, model)),
+            cache(partial(_torch, model, "bf16")),
         ),
     ]  # fmt: skip
 
@@ -97,20 +97,19 @@ def contenders(engines: Sequence[Engine], images: torch.Tensor) -> list[Contende
     return [Contender(each.name, each.settings, partial(build, each)) for each in engines]
 
 
-def _torch_fp32(model: nn.Module) -> Forward:
-    return torch.inference_mode()(model)
-
-
-def _torch_bf16(model: nn.Module) -> Forward:
-    dtype, reason = Device.select("cpu").amp_dtype("auto")
-    if dtype is not torch.bfloat16:
-        raise Unavailable(reason)
-
-    half = copy.deepcopy(model).to(dtype, memory_format=torch.channels_last)
+def _torch(model: nn.Module, precision: str) -> Forward:
+    dtype = torch.float32
+    if precision == "bf16":
+        fast, reason = Device.select("cpu").amp_dtype("auto")
+        if fast is not torch.bfloat16:
+            raise Unavailable(reason)
+        dtype = fast
+    layout = torch.channels_last  # as inference has it by default on a CPU
+    own = copy.deepcopy(model).to(dtype, memory_format=layout)
 
     @torch.inference_mode()
     def forward(images: torch.Tensor) -> torch.Tensor:
-        return half(images.to(dtype, memory_format=torch.channels_last)).float()
+        return own(images.to(dtype, memory_format=layout)).float()
 
     return forward
 
