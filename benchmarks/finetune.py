@@ -122,7 +122,7 @@ def train(data: Path, workspace: Path, *flags: str) -> tuple[float, float, str]:
 def compare(args: argparse.Namespace, device: Device, folder: Path) -> dict[str, Any]:
     """Trains everything; returns what the record holds of it, and the table of classes."""
     common = ["--device", device.type, "--arch", args.arch, "--lr-schedule", "cosine",
-              "--label-smoothing", "0.1", "--warmup", "1"]  # fmt: skip
+              "--label-smoothing", "0.1", "--warmup", "1", "--crop-scale", "0.5", "1"]  # fmt: skip
     number, epochs = args.pretraining
     first, few = divide(args.directory, folder, (number, args.images), args.val)
     base = folder / "base"
