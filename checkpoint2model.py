@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from image_classification.atomic_file import atomic_file
-from image_classification.errors import CheckpointError, UsageError, UserError, printable, tell
+from image_classification.errors import CheckpointError, UsageError, printable, run_program
 from image_classification.option_parser import OptionParser
 
 if TYPE_CHECKING:
@@ -101,12 +101,12 @@ def describe(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; user errors become one line and an exit code."""
-    try:
+
+    def action() -> None:
         args = build_parser().parse_or_raise(argv)
         print(convert(args.checkpoint_path, args.weight_path, args.ema))
-    except UserError as error:
-        return tell("checkpoint2model.py", error)
-    return 0
+
+    return run_program("checkpoint2model.py", action)
 
 
 if __name__ == "__main__":

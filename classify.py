@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import functools
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from image_classification.atomic_file import atomic_file
 from image_classification.device import DEVICE_TYPES, import_torch_or_explain
-from image_classification.errors import DataError, UsageError, UserError, tell
+from image_classification.errors import DataError, UsageError, run_program
 from image_classification.network_options import add_preset_options, check_options
 from image_classification.option_parser import OptionParser
 from image_classification.option_types import POSITIVE
@@ -93,6 +93,13 @@ def build_parser() -> OptionParser:
         default="AMP",
         type=str.upper,
         help="mixed precision, half-precision weights, or single precision (default: AMP)",
+    )
+    add(
+        "--runtime",
+        choices=["eager", "compile", "onnxruntime", "openvino", "tensorrt"],
+        default="eager",
+        metavar="NAME",
+        help="eager, compile, onnxruntime, openvino or tensorrt (default: eager)",
     )
     add(
         "-b",
@@ -238,6 +245,7 @@ def run(args: argparse.Namespace) -> None:
         args.checkpoint or args.weights, args.device, args.precision.lower(),
         ema=args.ema, arch=args.arch, image_size=args.image_size, val_resize=args.val_resize,
         interpolation=args.interpolation, class_names=class_names, bn_epsilon=args.bn_epsilon,
+        runtime=args.runtime, say=functools.partial(print, file=sys.stderr),
     )  # fmt: skip
     for note in classifier.notes:
         print(note, file=sys.stderr)
@@ -263,18 +271,13 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a class name is not worth a crash
-    try:
+
+    def action() -> None:
         args = build_parser().parse_or_raise(argv)
         validate_args(args)
         run(args)
-        sys.stdout.flush()
-    except UserError as error:
-        return tell("classify.py", error)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    return run_program("classify.py", action)
 
 
 if __name__ == "__main__":

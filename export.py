@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from image_classification import option_types as kind
-from image_classification.errors import UserError, tell
+from image_classification.errors import run_program
 from image_classification.network_options import (
     ENDINGS,
     add_network_options,
@@ -59,13 +59,13 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; user errors become one line each and an exit code."""
-    try:
+
+    def action() -> None:
         args = build_parser().parse_or_raise(argv)
         settle_output(args, ENDINGS[args.format])
         run(args)
-    except UserError as error:
-        return tell("export.py", error)
-    return 0
+
+    return run_program("export.py", action)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from image_classification import affinity, option_rules, recipes
 from image_classification import option_types as kind
 from image_classification import presets as preparation
 from image_classification import run_files as names
-from image_classification.errors import UsageError, UserError, tell
+from image_classification.errors import UsageError, UserError, print_line, tell
 from image_classification.interruption import EXIT_CODE, Interruption, Stopped
 from image_classification.option_parser import OptionParser
 from image_classification.option_types import AUTO, Number
@@ -117,8 +118,10 @@ def _add_augmentation_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--image-size", type=kind.PIXELS, metavar="PX",
         help="side of the network's input (default: the network's own, 224)")
+    add("--val-size", type=kind.PIXELS, metavar="PX",
+        help="validation: side of the network's input (default: --image-size)")
     add("--val-resize", type=kind.PIXELS, metavar="PX",
-        help="validation: short side before the centre crop (default: image size + 32)")
+        help="validation: short side before the centre crop (default: validation size + 32)")
     add("--interpolation", choices=["bilinear", "bicubic", "triangular"],
         help="resize filter, antialiased (default: the checkpoint's, else bilinear); triangular is "
         "bilinear's other name")
@@ -190,6 +193,8 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     add("--min-matched", type=kind.SHARE, default=0.95, metavar="SHARE",
         help="refuse weights if less of them fits the network (default: 0.95)")
     add("--jit", default="no", choices=["no", "script"], help="script: train the TorchScript of it")
+    add("--grad-checkpointing", action="store_true",
+        help="less memory, more time: compute activations again for the gradients; the same result")
 
 
 def _add_device_options(group: argparse._ArgumentGroup) -> None:
@@ -214,6 +219,10 @@ def _add_device_options(group: argparse._ArgumentGroup) -> None:
         help="float16: adapt the loss scale (default unless --static-loss-scale is given)")
     add("--memory-format", default="auto", choices=["auto", "nchw", "nhwc"],
         help="auto: nhwc (channels last) on cpu, and on cuda with --amp or --fp16; else nchw")
+    add("--compile", nargs="?", const="default", metavar="MODE",
+        choices=["default", "reduce-overhead", "max-autotune"],
+        help="train through torch.compile: default, reduce-overhead, max-autotune; the start says "
+        "what it took and what it brings")
     add("--deterministic", action="store_true", help="same bits in every run, slower on cuda")
     add("--gpu-affinity", default="none", choices=affinity.MODES, metavar="MODE",
         help=f"bind the process to CPU cores: {', '.join(affinity.MODES)}")
@@ -281,6 +290,12 @@ def _add_mode_options(group: argparse._ArgumentGroup) -> None:
     add("--check", action="store_true",
         help="only try, at full size, whatever could end the run later; leaves nothing behind")
     add("--evaluate", action="store_true", help="validate once and exit, whatever --epochs says")
+    add("--runtime", default="eager", metavar="NAME",
+        choices=["eager", "compile", "onnxruntime", "openvino", "tensorrt"],
+        help="with --evaluate: eager, compile, onnxruntime, openvino or tensorrt; says how far its "
+        "outputs are from eager's (default: eager)")
+    add("--benchmark", type=kind.counts, metavar="N,N,...",
+        help="with --evaluate: time these batch sizes, too, for example 1,2,4,8,16,32")
     add("--training-only", action="store_true", help="no validation, so no best model either")
     add("--topk", type=kind.COUNT, default=5, metavar="K", help="second accuracy (default: 5)")
     add("--class-report", action="store_true",
@@ -432,7 +447,8 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
     if saved is not None:
         preset = saved["preprocessing"]["val"]
         args.arch = saved["arch"]
-        args.image_size = args.image_size or preset["image_size"]
+        args.val_size = args.val_size or args.image_size or preset["image_size"]
+        args.image_size = args.image_size or saved["preprocessing"]["train"]["image_size"]
         args.val_resize = args.val_resize or preset["resize_size"]
         args.interpolation = args.interpolation or preset["interpolation"]
         # Without them the weights mean something else.
@@ -443,14 +459,15 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
     arch = find_arch(args.arch)
     args.image_size = args.image_size or (cifar.SIDE if is_cifar else arch.image_size)
     enlarge = 0 if is_cifar or arch.small_images else 32
-    args.val_resize = args.val_resize or min(args.image_size + enlarge, preparation.MAX_SIDE)
+    args.val_size = args.val_size or args.image_size
+    args.val_resize = args.val_resize or min(args.val_size + enlarge, preparation.MAX_SIDE)
     args.interpolation = args.interpolation or "bilinear"
-    if args.val_resize < args.image_size:
-        raise UsageError(f"--val-resize {args.val_resize} is below image size {args.image_size}")
+    if args.val_resize < args.val_size:
+        raise UsageError(f"--val-resize {args.val_resize} is below validation size {args.val_size}")
     cropped = tuple(args.crop_scale) != DEFAULT_CROP_SCALE
-    if is_cifar and ({args.image_size, args.val_resize} != {cifar.SIDE} or cropped):
+    if is_cifar and ({args.image_size, args.val_size, args.val_resize} != {cifar.SIDE} or cropped):
         raise UsageError(f"{args.dataset} is shown as it is, with {cifar.SIDE} pixels: leave "
-                         "--image-size, --val-resize and --crop-scale out")
+                         "--image-size, --val-size, --val-resize and --crop-scale out")
     if args.survival_prob is not None and arch.family != "efficientnet":
         raise UsageError(f"--survival-prob is for EfficientNet, the network is {args.arch}")
     start, step = args.progressive_resize or 0, preparation.SIZE_STEP
@@ -467,7 +484,8 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
 
 def shows_small_images(args: argparse.Namespace) -> bool:
     """Whether a folder of images that have the network's size may be brought into memory."""
-    plain = args.val_resize == args.image_size and tuple(args.crop_scale) == DEFAULT_CROP_SCALE
+    sizes = {args.image_size, args.val_size, args.val_resize}
+    plain = len(sizes) == 1 and tuple(args.crop_scale) == DEFAULT_CROP_SCALE
     return args.data_backend == "resident" or (
         args.data_backend == "auto" and plain and find_arch(args.arch).small_images)
 
@@ -495,7 +513,7 @@ def presets(
             args.image_size, tuple(args.crop_scale), flip=args.hflip,
             interpolation=args.interpolation, start_size=start,
             growth_epochs=args.epochs if start else 0, **extra)
-    return train, preparation.EvalPreset(args.image_size, args.val_resize, args.interpolation)
+    return train, preparation.EvalPreset(args.val_size, args.val_resize, args.interpolation)
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -547,15 +565,11 @@ def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) 
     device.configure(tf32=args.tf32, deterministic=args.deterministic)
     affinity.bind(args.gpu_affinity, launch.local_rank, launch.local_world_size)
     notes = [*notes, *distributed.init(launch, device, args.dist_backend)]
-    try:
+    with failures.explained(device, args.batch_size):
         for seed in args.seeds or [args.seed]:
             best, folder = run_seed(args, launch, device, seed, notes, interruption)
             if args.seeds and best is not None and launch.primary:
                 print(record_seed(folder.parent, seed, best, args.recipe))
-    except Exception as error:
-        if (explained := failures.explain(error, device, args.batch_size)) is not None:
-            raise explained from error
-        raise
     distributed.shutdown()
 
 
@@ -566,7 +580,7 @@ def run_seed(
     """One whole run; returns the best top-1 in percent, if anything was validated, and where."""
     import torch
 
-    from image_classification import distributed, preflight
+    from image_classification import distributed, evaluation, preflight, runtimes
     from image_classification.environment import describe
     from image_classification.metric_names import headline
     from image_classification.report.run_log import class_table
@@ -595,10 +609,9 @@ def run_seed(
             print_freq=args.print_freq, logger=logger)
         # ---- evaluate or train
         if args.evaluate:
-            result = validator.run(model, loaders["val"], "val")
-            best: float | None = result.top1
-            logger.log((), row := result.metrics())
-            logger.document(names.EVALUATION_NAME, result.document(splits.classes, None))
+            way = runtimes.Runtime(args.runtime, model, device, state.amp_dtype, logger.message)
+            best, row = evaluation.evaluate(
+                way, validator, loaders["val"], splits.classes, args.benchmark, logger)
         else:
             trainer = build_trainer(state, model, loaders["train"], splits)
             preflight.check_ahead(
@@ -607,8 +620,9 @@ def run_seed(
                 held=interruption.held, rehearses=args.jit != "script", explains=args.check)
             if args.check:
                 return None, state.workspace
-            trainer.spread(lambda network: distributed.wrap(
-                network, launch, device, static_graph=trainer.accumulation_steps == 1))
+            preflight.spread(
+                trainer, partial(distributed.wrap, launch=launch, device=device), args.compile,
+                logger, image_size=args.image_size, layout=state.memory_format)
             best, row = build_epochs(state, trainer, validator, loaders, splits).run()
             logger.summary({"run.top1_best": best, "run.duration": time.perf_counter() - started})
         # ---- report
@@ -673,19 +687,19 @@ def load_data(state: Run) -> Splits:
 
 def settle_batch(state: Run, model: torch.nn.Module, splits: Splits) -> None:
     """Fills in batch size, images per optimizer step and learning rate."""
-    from image_classification import preflight, training
+    from image_classification import batch_size, step_plan
 
     args, ranks = state.args, state.launch.world_size
     if args.batch_size == AUTO and state.saved is not None:
         args.batch_size = state.saved["config"].get("batch_size", AUTO)
     if args.batch_size == AUTO:
-        args.batch_size = preflight.fitting_batch_size(
+        args.batch_size = batch_size.fitting_batch_size(
             model, state.device, images=len(splits.train or ()) // ranks,
             group=args.optimizer_batch_size / ranks, image_size=args.image_size,
             amp_dtype=state.amp_dtype, layout=state.memory_format,
             copies=1 + (args.optimizer == "adamw") + (args.use_ema is not None),
             processes=state.launch.local_world_size)
-    accumulation = training.accumulation_steps(args.batch_size, ranks, args.optimizer_batch_size)
+    accumulation = step_plan.accumulation_steps(args.batch_size, ranks, args.optimizer_batch_size)
     args.optimizer_batch_size = args.batch_size * ranks * accumulation
     args.lr = 0.256 * args.optimizer_batch_size / 256 if args.lr is None else args.lr
 
@@ -728,8 +742,7 @@ def build_model(state: Run, splits: Splits) -> torch.nn.Module:
     """Builds the network with the checkpoint's or the given weights, on the device."""
     import torch
 
-    from image_classification import distributed
-    from image_classification.freezing import without_weights
+    from image_classification import distributed, freezing, recomputing
     from image_classification.pretrained import Weights, load_weights, starting_weights
     from models import create_model
 
@@ -743,7 +756,7 @@ def build_model(state: Run, splits: Splits) -> torch.nn.Module:
         args.channels = given.channels if find_arch(args.arch).family == "resnet" else None
     args.from_scratch = saved["config"].get("from_scratch", False) if saved else given is None
     if args.from_scratch and not args.evaluate:
-        args.freeze = without_weights(args.freeze, logger.warning)
+        args.freeze = freezing.without_weights(args.freeze, logger.warning)
     torch.manual_seed(state.seed)
     model = create_model(args.arch, splits.num_classes, **model_options(args))
     if saved is not None:
@@ -758,6 +771,7 @@ def build_model(state: Run, splits: Splits) -> torch.nn.Module:
             min_matched=args.min_matched)
         logger.message(*report.messages)
         logger.warning(*report.warnings)
+    model = recomputing.recompute_blocks(model) if args.grad_checkpointing else model
     model = distributed.with_sync_batch_norm(model, state.device) if args.sync_bn else model
     dtype = torch.float16 if args.fp16 else torch.float32
     model = model.to(state.device.torch_device, dtype, memory_format=state.memory_format)
@@ -768,20 +782,18 @@ def build_trainer(
     state: Run, model: torch.nn.Module, loader: Loader, splits: Splits
 ) -> Trainer:
     """Wires optimizer, schedule, scaler and EMA; restores their state."""
-    from image_classification import checkpoint, losses, optimizers
+    from image_classification import checkpoint, losses, optimizers, step_plan
     from image_classification.ema import ModelEma
     from image_classification.freezing import Freezing
-    from image_classification.training import Trainer, steps_per_epoch
+    from image_classification.training import Trainer
 
     args, device, launch = state.args, state.device, state.launch
     accumulation = args.optimizer_batch_size // (args.batch_size * launch.world_size)
-    steps = steps_per_epoch(
+    steps = step_plan.steps_per_epoch(
         loader.num_samples, args.optimizer_batch_size,
         [limit // accumulation for limit in (args.prof, args.iters) if limit > 0])
-    state.logger.message(
-        f"{steps} optimizer steps per epoch of {args.optimizer_batch_size} images "
-        f"({args.batch_size} x {launch.world_size} devices x {accumulation}), "
-        f"peak lr {args.lr:g}")
+    state.logger.message(step_plan.describe_steps(
+        steps, len(splits.train or ()), args.batch_size, launch.world_size, accumulation, args.lr))
     optimizer = optimizers.create_optimizer(
         args.optimizer, model, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
         nesterov=args.nesterov, rmsprop_alpha=args.rmsprop_alpha, rmsprop_eps=args.rmsprop_eps,
@@ -844,7 +856,7 @@ def main(argv: list[str]) -> int:
         with Interruption() as interruption:
             args, notes = parse_args(argv)
             if args.list_recipes:
-                print(read_recipes(name := args.recipe or "").listing(name.rpartition(":")[2]))
+                print_line(read_recipes(name := args.recipe or "").listing(name.rpartition(":")[2]))
                 return 0
             if args.doctor:
                 from image_classification.doctor import examination

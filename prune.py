@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from image_classification.errors import UserError, tell
+from image_classification.errors import run_program
 from image_classification.network_options import add_network_options, load_network, settle_output
 from image_classification.option_parser import OptionParser
 from image_classification.option_types import Number
@@ -53,13 +53,13 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; user errors become one line each and an exit code."""
-    try:
+
+    def action() -> None:
         args = build_parser().parse_or_raise(argv)
         settle_output(args, ENDING)
         run(args)
-    except UserError as error:
-        return tell("prune.py", error)
-    return 0
+
+    return run_program("prune.py", action)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from image_classification import option_types as kind
 from image_classification.device_table import import_torch_or_explain
-from image_classification.errors import UsageError, UserError, tell
+from image_classification.errors import UsageError, run_program
 from image_classification.network_options import add_network_options, load_network, settle_output
 from image_classification.option_parser import OptionParser
 
@@ -137,15 +137,15 @@ def compare(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; user errors become one line each and an exit code."""
-    try:
+
+    def action() -> None:
         args = build_parser().parse_or_raise(argv)
         settle_output(args, ENDING)
         if args.output.suffix != ".onnx":
             raise UsageError(f"--output {args.output} must end in .onnx")
         run(args)
-    except UserError as error:
-        return tell("quantize.py", error)
-    return 0
+
+    return run_program("quantize.py", action)
 
 
 if __name__ == "__main__":

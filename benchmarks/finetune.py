@@ -31,7 +31,7 @@ from benchmarks import environment, measure
 from image_classification import option_types as kind
 from image_classification.data_index import scan_class_folders
 from image_classification.device import DEVICE_TYPES, Device
-from image_classification.errors import DataError, UserError, printable, tell
+from image_classification.errors import DataError, printable, run_program
 from image_classification.metrics import mean_and_spread
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
@@ -175,11 +175,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; user errors become one line and an exit code."""
-    try:
-        run(build_parser().parse_args(argv))
-    except UserError as error:
-        return tell("finetune.py", error)
-    return 0
+    return run_program("finetune.py", lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from image_classification.augmentation import EvalPreset
 from image_classification.data_index import ImageIndex
 from image_classification.dataloaders import Loader, choose_backend, create_loader
 from image_classification.device import Device
-from image_classification.errors import UsageError, UserError, tell
+from image_classification.errors import UsageError, run_program
 from image_classification.pixel_index import PixelIndex
 from image_classification.trained_network import TrainedNetwork, load_trained_network
 
@@ -291,11 +291,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the command line; user errors become one line and an exit code."""
-    try:
-        run(build_parser().parse_args(argv))
-    except UserError as error:
-        return tell("inference.py", error)
-    return 0
+    return run_program("inference.py", lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from image_classification.dataloaders import SyntheticIndex, create_loader
 from image_classification.device import Device
 from image_classification.errors import DivergedError
 from image_classification.optimizers import create_optimizer, lr_policy
-from image_classification.training import Trainer, steps_per_epoch
+from image_classification.step_plan import steps_per_epoch
+from image_classification.training import Trainer
 from models import create_model
 
 # Trains so many steps and returns the last loss, which is not read yet.

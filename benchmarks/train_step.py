@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment, measure
 from benchmarks.train_contenders import BASELINE, NAMES, PAIRS, list_contenders
 from image_classification.device import DEVICE_TYPES, Device
-from image_classification.errors import DeviceMemoryError, UserError, tell
+from image_classification.errors import DeviceMemoryError, run_program
 from models import model_names
 
 
@@ -172,11 +172,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the command line; user errors become one line and an exit code."""
-    try:
-        run(build_parser().parse_args(argv))
-    except UserError as error:
-        return tell("train_step.py", error)
-    return 0
+    return run_program("train_step.py", lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ _COURSE = (
     "head_lr", "label_smoothing", "class_weights", "mixup", "cutmix", "randaugment",
     "random_erasing", "progressive_resize", "dropout", "survival_prob",
     "bn_momentum", "bn_epsilon", "freeze_bn", "freeze", "unfreeze_after", "sync_bn", "use_ema",
-    "image_size",
+    "image_size", "val_size",
     "val_resize", "interpolation", "crop_scale", "hflip", "cutout", "augmentation", "amp",
     "amp_dtype", "static_loss_scale", "dynamic_loss_scale", "tf32",
 )  # fmt: skip

@@ -253,8 +253,7 @@ class Device:
         """Resolve `--memory-format`.
 
         Args:
-            wanted: "nchw", "nhwc", or "auto": channels last where it is the faster one, that is on
-                cpu, and on cuda with `half`, for the matrix units.
+            wanted: "nchw", "nhwc", or "auto": channels last on cpu, and with `half` on cuda.
             half: float16 or bfloat16 is used.
         """
         import torch

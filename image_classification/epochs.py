@@ -225,7 +225,7 @@ class EpochLoop:
         self._diverge_together()
         row["train.epoch_time"] = time.perf_counter() - started
         if (news := loader.news()) is not None:
-            self.logger.warning(news)
+            self.logger.warning(f"train: {news}")
         return row
 
     def _validate(self, epoch: int) -> tuple[Row, Validation | None]:

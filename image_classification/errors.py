@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -38,6 +38,45 @@ def tell(program: str, error: UserError) -> int:
     for line in str(error).splitlines():
         sys.stderr.write(f"{program}: error: {printable(line, sys.maxsize)}\n")
     return error.exit_code
+
+
+def run_program(program: str, action: Callable[[], None]) -> int:
+    """Runs a command line to its end and returns its exit code.
+
+    User errors become a line each; an interrupt, and a reader such as head that has seen enough of
+    the output, end it quietly.
+
+    Args:
+        program: name for the lines.
+        action: all there is to do.
+    """
+    try:
+        action()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except UserError as error:
+        return tell(program, error)
+    except BrokenPipeError:
+        _drop_output()
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def print_line(text: str) -> None:
+    """Writes a line at once; nobody need be there to read it."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    # What is buffered goes nowhere, also when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

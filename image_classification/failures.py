@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from image_classification.errors import DataError, DeviceMemoryError, LostPeerError, UserError
@@ -52,3 +54,14 @@ def explain(error: BaseException, device: Device, batch_size: int) -> UserError 
             "why; start again with --resume auto"
         )
     return None
+
+
+@contextlib.contextmanager
+def explained(device: Device, batch_size: int) -> Iterator[None]:
+    """Raises what `explain` makes of an exception, where it makes something of it."""
+    try:
+        yield
+    except Exception as error:
+        if (found := explain(error, device, batch_size)) is not None:
+            raise found from error
+        raise

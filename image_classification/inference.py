@@ -35,6 +35,7 @@ from image_classification.errors import (
     printable,
 )
 from image_classification.image_reading import eval_pixels, read_image
+from image_classification.runtimes import PACKAGES, Runtime
 from image_classification.trained_network import load_trained_network
 
 PRECISIONS = ("fp32", "amp", "fp16")
@@ -78,10 +79,14 @@ class Classifier:
         preset: EvalPreset,
         device: Device,
         precision: str = "fp32",
+        runtime: str = "eager",
         notes: Sequence[str] = (),
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"precision {precision!r} is unknown; use {', '.join(PRECISIONS)}")
+        if runtime not in PACKAGES:
+            raise UsageError(f"runtime {runtime!r} is unknown; use {', '.join(PACKAGES)}")
         self.arch, self.classes, self.preset = arch, list(classes), preset
         self.device, self.precision, self.notes = device, precision, list(notes)
         self._amp_dtype = None
@@ -91,7 +96,9 @@ class Classifier:
         weights_dtype = torch.float16 if precision == "fp16" else torch.float32
         memory_format = device.memory_format("auto", half=precision != "fp32")
         model = model.eval().to(device.torch_device, weights_dtype)
-        self._model = model.to(memory_format=memory_format)
+        model = model.to(memory_format=memory_format)
+        self._runtime = Runtime(runtime, model, device, self._amp_dtype, say)
+        self._model: nn.Module | None = None  # made for the first batch
         self._feeder = DeviceFeeder(
             device, dtype=self._amp_dtype or weights_dtype, memory_format=memory_format
         )
@@ -191,6 +198,7 @@ class Classifier:
         try:
             images = self._feeder.normalize(torch.from_numpy(np.stack(pixels)))
             with self.device.autocast(self._amp_dtype):
+                self._model = self._model or self._runtime.prepare(images)
                 logits = self._model(images)
             best = logits.float().softmax(dim=1).topk(topk)
             probabilities, indices = best.values.cpu(), best.indices.cpu()
@@ -220,6 +228,8 @@ def load_classifier(
     interpolation: str | None = None,
     class_names: Sequence[str] | None = None,
     bn_epsilon: float | None = None,
+    runtime: str = "eager",
+    say: Callable[[str], None] = lambda line: None,
 ) -> Classifier:
     """Load a trained classifier from one file.
 
@@ -236,6 +246,8 @@ def load_classifier(
         interpolation: one of `presets.INTERPOLATIONS`, instead of the checkpoint's.
         class_names: by index, instead of the checkpoint's. Without either, the index as text.
         bn_epsilon: BatchNorm's, instead of what the file tells of its training, if it does.
+        runtime: how the network runs, a key of `runtimes.PACKAGES`.
+        say: hears, at the first batch, how far the runtime's logits are from eager PyTorch's.
 
     Returns:
         The classifier, ready to predict.
@@ -256,7 +268,9 @@ def load_classifier(
         preset=network.preset,
         device=Device.select(device),
         precision=precision.lower(),
+        runtime=runtime,
         notes=network.notes,
+        say=say,
     )
 
 

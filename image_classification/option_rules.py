@@ -29,6 +29,7 @@ def broken_rules(options: argparse.Namespace) -> list[str]:
 
 def _rules_of_the_run(options: argparse.Namespace) -> list[tuple[Any, str]]:
     synthetic = options.data_backend == "synthetic"
+    val_size = options.val_size or options.image_size
     given = options.pretrained_weights or options.pretrained or options.pretrained_optional
     rules: list[tuple[Any, str]] = [
         (not (options.data or synthetic or options.doctor or options.list_recipes),
@@ -40,6 +41,9 @@ def _rules_of_the_run(options: argparse.Namespace) -> list[tuple[Any, str]]:
         (options.fp16 and not options.evaluate,
          "--fp16 is for inference: add --evaluate, or train with --amp"),
         (options.fp16 and options.amp, "--fp16 and --amp exclude each other; give one"),
+        (options.runtime != "eager" and not options.evaluate,
+         f"--runtime {options.runtime} runs a trained network: add --evaluate"),
+        (options.benchmark and not options.evaluate, "--benchmark needs --evaluate"),
         (options.check and options.evaluate, "--check is for a training: drop --evaluate"),
         (options.batch_size == AUTO and (options.evaluate or options.sync_bn),
          "--batch-size auto goes neither with --evaluate nor with --sync-bn: give a number"),
@@ -61,8 +65,8 @@ def _rules_of_the_run(options: argparse.Namespace) -> list[tuple[Any, str]]:
          and not (options.pretrained or options.pretrained_optional),
          "--weights-dir and --weights-version belong to --pretrained"),
         (options.pretrained_optional and options.evaluate, "--evaluate needs --pretrained itself"),
-        (options.val_resize and options.image_size and options.val_resize < options.image_size,
-         f"--val-resize {options.val_resize} is smaller than --image-size {options.image_size}"),
+        (options.val_resize and val_size and options.val_resize < val_size,
+         f"--val-resize {options.val_resize} is smaller than the validation's size {val_size}"),
         (options.sync_bn and options.device == "cpu",
          "--sync-bn needs an accelerator; on cpu run without it"),
         (options.dist_backend not in (None, "gloo") and options.device in DEVICE_TABLE
@@ -111,6 +115,12 @@ def _rules_of_training(options: argparse.Namespace) -> list[tuple[Any, str]]:
          "--end-lr is for --lr-schedule linear, cosine or exponential"),
         (options.freeze != "none" and options.jit == "script",
          "--freeze does not go with --jit script, which hides the network's parts"),
+        (options.compile and options.evaluate, "--compile is for a training: drop --evaluate"),
+        (options.compile and options.jit == "script",
+         "--compile and --jit script exclude each other; give one"),
+        (options.grad_checkpointing and (options.compile or options.jit == "script"),
+         "--grad-checkpointing goes neither with --compile, which decides that itself, nor with "
+         "--jit script"),
         (options.head_lr is not None and options.lr == 0,
          "--head-lr is a multiple of --lr: not with 0"),
     ]  # fmt: skip

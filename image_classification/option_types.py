@@ -110,6 +110,14 @@ def numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(message) from None
 
 
+def counts(text: str) -> list[int]:
+    """Reads whole numbers from 1 with commas between them."""
+    found = numbers(text)
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"needs numbers from 1, received {text}")
+    return found
+
+
 def seeds(text: str) -> list[int]:
     """Reads different seeds with commas between them."""
     found = numbers(text)

@@ -2,70 +2,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Before the first epoch: whatever would end the run hours later is tried at full size.
 
-One training step, one validation batch and one checkpoint, with images that are all zero. Weights,
-optimizer, averages, counters and random numbers are put back: the run that follows is bit for bit
-the one without.
+One training step, one validation batch and one checkpoint; and the step compiled, where that is
+asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from image_classification import distributed, host_memory
-from image_classification.checkpoint import snapshot
-from image_classification.errors import CheckpointError, DeviceMemoryError, UsageError
+from image_classification import compiling, distributed
+from image_classification.errors import CheckpointError
+from image_classification.rehearsal import rehearse, size, step_times
 
 if TYPE_CHECKING:
     from image_classification.checkpoint_files import CheckpointFiles
     from image_classification.dataloaders import Loader
-    from image_classification.device import Device
     from image_classification.logger import Logger
     from image_classification.training import Trainer
 
-#: `--batch-size auto` goes no further: the recipes are made for it.
-LARGEST_BATCH = 256
-#: Share of the memory that it fills; fragments and other programs need some, too.
-_SHARE_OF_HOST = 0.7
-_SHARE_OF_ACCELERATOR = 0.92
 #: Open files with which a run with many workers and ranks gets along.
 _FILES = 65536
 _FEW_FILES = 1024
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """What one step at full size took.
-
-    Attributes:
-        seconds: Of the first training step, compilation and autotuning included.
-        peak: Memory in bytes: of the device, or of this process on a CPU.
-        total: What there is of it; None where that is not known.
-        state: The checkpoint's training part as it will be from the first step on, on the CPU.
-    """
-
-    seconds: float
-    peak: int
-    total: int | None
-    state: dict[str, Any]
-
-    def __str__(self) -> str:
-        total = "" if self.total is None else f" of {size(self.total)}"
-        return f"a training step takes {size(self.peak)}{total}, the first one {self.seconds:.1f} s"
-
-
-def size(number: float) -> str:
-    """Writes a number of bytes, for example "1.5 GiB"."""
-    unit, divisor = ("GiB", 2**30) if number >= 2**30 else ("MiB", 2**20)
-    return f"{number / divisor:.{1 if divisor == 2**30 else 0}f} {unit}"
 
 
 def check_ahead(
@@ -112,74 +77,6 @@ def check_ahead(
     logger.message(f"checked: {rehearsal}; {disk}")
     if explains:
         logger.message(*describe(trainer, loaders, epochs))
-
-
-def rehearse(trainer: Trainer, batch_size: int, image_size: int, layout: Any) -> Rehearsal:
-    """Trains and validates one batch at full size, and puts everything back as it was.
-
-    Args:
-        trainer: Not yet wrapped for several ranks: no gradients are shared. All ranks call it.
-        batch_size: Images of a batch.
-        image_size: Their side.
-        layout: Their memory format.
-
-    Raises:
-        DeviceMemoryError: There is not enough memory.
-    """
-    device = trainer.device
-    try:
-        with _unchanged(trainer):
-            return _rehearse(trainer, batch_size, image_size, layout)
-    except Exception as error:
-        if not device.is_out_of_memory(error):
-            raise
-        raise DeviceMemoryError(device.explain_out_of_memory(error, batch_size)) from error
-
-
-def _rehearse(trainer: Trainer, batch_size: int, image_size: int, layout: Any) -> Rehearsal:
-    device = trainer.device
-    _reset_peak(device)
-    # Two batches: while one is used the next one is on its way.
-    images, _ = (
-        _images(device, batch_size, image_size, trainer.amp_dtype, layout) for _ in range(2)
-    )
-    target = torch.zeros(batch_size, dtype=torch.int64, device=device.torch_device)
-    started = time.perf_counter()
-    trainer.train_alone(images, target)
-    device.synchronize()
-    seconds = time.perf_counter() - started
-    trainer.model.eval()
-    with torch.inference_mode(), device.autocast(trainer.amp_dtype):
-        trainer.model(images)
-    device.synchronize()
-    memory = device.memory()
-    total = memory.total if memory else _host_total()
-    return Rehearsal(seconds, _peak(device), total, snapshot(trainer.state_dict()))
-
-
-def _images(
-    device: Device, batch_size: int, side: int, amp_dtype: torch.dtype | None, layout: Any
-) -> torch.Tensor:
-    """A batch as a loader makes it, all zero."""
-    shape = (batch_size, 3, side, side)
-    zeros = torch.zeros(shape, dtype=amp_dtype or torch.float32, device=device.torch_device)
-    return zeros.contiguous(memory_format=layout)
-
-
-@contextlib.contextmanager
-def _unchanged(trainer: Trainer) -> Iterator[None]:
-    """Puts everything back that a step changes."""
-    before, random = snapshot(trainer.state_dict()), torch.get_rng_state()
-    modes = [(module, module.training) for module in trainer.model.modules()]
-    try:
-        yield
-    finally:
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.model.load_state_dict(before["state_dict"])
-        trainer.load_state_dict(before)
-        for module, training in modes:
-            module.training = training
-        torch.set_rng_state(random)
 
 
 def check_disk(
@@ -271,158 +168,42 @@ def describe(trainer: Trainer, loaders: dict[str, Loader], epochs: int) -> list[
     return [*lines, "check passed: nothing was trained, nothing was left behind"]
 
 
-def _candidates(images: int, group: float) -> list[int]:
-    """Batch sizes to choose from, growing: those that make up a group, else powers of two.
-
-    One image is no batch: BatchNorm cannot learn from it where images are small.
-    """
-    most = min(images, LARGEST_BATCH)
-    fitting = [2**power for power in range(1, most.bit_length())]
-    if group > 0:
-        fitting = [one for one in range(2, most + 1) if group % one == 0]
-    if not fitting:
-        of = f", and {group:g} per optimizer step," if group > 0 else ""
-        raise UsageError(
-            f"--batch-size auto: {images} training images per device{of} leave no batch of two or "
-            "more; give a number, and an --optimizer-batch-size that all devices can share"
-        )
-    return fitting
-
-
-def fitting_batch_size(
-    model: nn.Module,
-    device: Device,
+def spread(
+    trainer: Trainer,
+    wrap: Callable[..., nn.Module],
+    mode: str | None,
+    logger: Logger,
     *,
-    images: int,
-    group: float,
     image_size: int,
-    amp_dtype: torch.dtype | None,
     layout: Any,
-    copies: int,
-    processes: int,
-) -> int:
-    """Finds the largest batch whose training step fits into memory.
+) -> None:
+    """Lets the trainer train on all ranks, compiled or not; all ranks call it.
 
     Args:
-        model: On the device; it is put back as it was.
-        device: The device of this process.
-        images: Training images of this rank.
-        group: Images of this rank in an optimizer step, which whole batches make up; below 0: any.
-        image_size: Side of the images.
-        amp_dtype: Autocast type, None for FP32.
-        layout: Memory format of the images.
-        copies: Copies of the weights that a training has beside weights and gradients.
-        processes: How many share the memory of this machine, on a CPU.
-
-    Returns:
-        The batch size, up to LARGEST_BATCH, the same on every rank.
-
-    Raises:
-        DeviceMemoryError: Not even the smallest fits.
-        UsageError: There is no batch to choose from.
+        trainer: After `check_ahead`.
+        wrap: Wraps the network for the ranks; static_graph says whether every step does the same,
+            which a compiled network under DistributedDataParallel must not be told.
+        mode: Of `compiling.compiled`; None for no compilation.
+        logger: Hears how long it took to compile and what that brings, or what is in the way.
+        image_size: Side of the images in pixels.
+        layout: Their memory format.
     """
-    weights = sum(one.numel() * one.element_size() for one in model.parameters())
-    total = _memory_for(device, processes) - copies * weights
-    candidates = _candidates(images, group)
-
-    def peak_of(batch: int) -> int | None:
-        try:
-            return _try_batch(model, device, batch, image_size, amp_dtype, layout)
-        except Exception as error:
-            if not device.is_out_of_memory(error):
-                raise
-            return None
-        finally:
-            device.release_memory()
-
-    chosen = choose_batch(candidates, peak_of, total, confirm=device.is_accelerator)
-    chosen = -distributed.max_over_ranks(-chosen)
-    if chosen < 1:
-        raise DeviceMemoryError(
-            f"not even --batch-size {candidates[0]} fits into {size(total)} on {device}; use a "
-            "smaller network or --image-size, or --amp"
-        )
-    return chosen
-
-
-def choose_batch(
-    candidates: Sequence[int], peak_of: Callable[[int], int | None], limit: float, *, confirm: bool
-) -> int:
-    """Chooses a batch size by two small ones: memory grows linearly with it.
-
-    Args:
-        candidates: Batch sizes, growing.
-        peak_of: Memory that a step with a batch takes, in bytes; None: there is not enough.
-        limit: Memory that there is.
-        confirm: Try the chosen one, too, and the next smaller one where it does not fit.
-
-    Returns:
-        The largest that fits, 0 if none does.
-    """
-    small, *others = candidates[:2] if len(candidates) < 4 else candidates[2:4]
-    first = peak_of(small)
-    if first is None or first > limit:
-        return max((one for one in candidates if one < small and _fits(one, peak_of, limit)),
-                   default=0)  # fmt: skip
-    second = peak_of(others[0]) if others else None
-    if second is None or second > limit:
-        return small
-    each = max((second - first) / (others[0] - small), 1.0)
-    fitting = [one for one in candidates if first + each * (one - small) <= limit]
-    while confirm and fitting[-1] > others[0] and not _fits(fitting[-1], peak_of, limit):
-        fitting.pop()
-    return fitting[-1]
-
-
-def _fits(batch: int, peak_of: Callable[[int], int | None], limit: float) -> bool:
-    peak = peak_of(batch)
-    return peak is not None and peak <= limit
-
-
-def _try_batch(
-    model: nn.Module, device: Device, batch: int, side: int, amp_dtype: Any, layout: Any
-) -> int:
-    """Forward and backward; returns the peak in bytes."""
-    before = {name: value.clone() for name, value in model.named_buffers()}
-    try:
-        _reset_peak(device)
-        images = _images(device, batch, side, amp_dtype, layout)
-        model.train()
-        with device.autocast(amp_dtype):
-            loss = model(images).float().logsumexp(1).sum()
-        loss.backward()
-        device.synchronize()
-        return _peak(device)
-    finally:
-        for name, value in model.named_buffers():
-            value.copy_(before[name])
-        for parameter in model.parameters():
-            parameter.grad = None
-
-
-def _reset_peak(device: Device) -> None:
-    device.reset_peak_memory()
-    host_memory.reset_peak()
-
-
-def _peak(device: Device) -> int:
-    """The most memory in bytes since `_reset_peak`: of the device, of this process on a CPU."""
-    memory = device.memory()
-    return memory.peak if memory else host_memory.peak()
-
-
-def _memory_for(device: Device, processes: int) -> float:
-    memory = device.memory()
-    if memory is not None and memory.total:
-        return memory.total * _SHARE_OF_ACCELERATOR
-    available = host_memory.available()
-    if device.is_accelerator or available is None:
-        raise DeviceMemoryError(
-            f"{device} does not say how much memory it has: give --batch-size a number"
-        )
-    return host_memory.peak() + available * _SHARE_OF_HOST / processes
-
-
-def _host_total() -> int | None:
-    available = host_memory.available()
-    return None if available is None else host_memory.peak() + available
+    static = trainer.accumulation_steps == 1 and mode is None
+    wrap = functools.partial(wrap, static_graph=static)
+    trainer.spread(wrap)
+    if mode is None:
+        return
+    problem = compiling.obstacle(trainer.device)
+    if distributed.max_over_ranks(int(problem is not None)):
+        logger.warning(f"{problem or 'torch.compile does not work on every rank'}: not compiled")
+        return
+    eager = min(step_times(trainer, image_size, layout)[1:])
+    trainer.spread(lambda network: compiling.compiled(wrap(network), mode))
+    first, *others = step_times(trainer, image_size, layout)
+    step = min(others)
+    logger.message(
+        f"compiled in {first - step:.1f} s; a training step takes {step:.3g} s, not compiled "
+        f"{eager:.3g} s"
+    )
+    if step >= eager:
+        logger.warning("--compile does not pay here: without it a step takes no longer")

@@ -18,7 +18,7 @@ from torch import nn
 from image_classification.augmentation import hash64
 from image_classification.divergence import ROLLBACK_FACTOR, Place, StepGuard
 from image_classification.ema import ModelEma
-from image_classification.errors import CheckpointError, UsageError
+from image_classification.errors import CheckpointError
 from image_classification.freezing import Freezing
 from image_classification.metrics import Rates, Throughput
 from image_classification.mixup import Mix, draw_cut, draw_weight, mix, partner
@@ -37,38 +37,6 @@ _STREAM_SWITCH = 0x737769746368
 _STREAM_DROPOUT = 0x64726F70
 
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd,)
-
-
-def accumulation_steps(batch_size: int, world_size: int, optimizer_batch: int) -> int:
-    """Returns how many batches per device make one optimizer step.
-
-    Args:
-        batch_size: Images per device and batch.
-        world_size: Number of devices.
-        optimizer_batch: Images per optimizer step over all devices, -1 for one batch per device.
-
-    Raises:
-        UsageError: `optimizer_batch` is not a multiple of the images of one batch per device.
-    """
-    group = batch_size * world_size
-    if optimizer_batch > 0 and optimizer_batch % group:
-        raise UsageError(
-            f"--optimizer-batch-size {optimizer_batch} is not a multiple of {group} (--batch-size "
-            f"{batch_size} x {world_size} devices); nearest: "
-            f"{max(1, round(optimizer_batch / group)) * group}"
-        )
-    return optimizer_batch // group if optimizer_batch > 0 else 1
-
-
-def steps_per_epoch(num_samples: int, optimizer_batch: int, limits: list[int]) -> int:
-    """Returns the optimizer steps of an epoch: whole batches only, within the limits, at least 1.
-
-    Args:
-        num_samples: Images of an epoch over all ranks.
-        optimizer_batch: Images per optimizer step over all ranks.
-        limits: Largest numbers of steps the user asked for.
-    """
-    return max(1, min([num_samples // optimizer_batch, *limits]))
 
 
 class Trainer:

@@ -18,3 +18,14 @@ def cache_folder() -> Path | None:
     except RuntimeError:
         return None
     return Path(base) / "image_classification"
+
+
+def keep_compiled() -> None:
+    """Has torch.compile keep its work in the cache instead of /tmp, unless the user chose a place.
+
+    To be called before the first compilation of the process.
+    """
+    if (folder := cache_folder()) is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")  # torch's default since 2.5
+    os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "1")  # since 2.6

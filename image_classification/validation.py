@@ -214,7 +214,7 @@ class Validator:
         for _ in range(num_batches, max_over_ranks(num_batches)):
             between_steps()  # other ranks have batches left
         if (news := loader.news()) is not None:
-            self.logger.warning(news)
+            self.logger.warning(f"{prefix}: {news}")
         speed = throughput.rates().metrics(prefix)
         if (times := latency.summary()) is not None:
             speed |= times.metrics(prefix)

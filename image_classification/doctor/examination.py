@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from image_classification.device_table import DEVICE_TABLE, plugin_entry_points
 from image_classification.doctor import devices, machine, software
 from image_classification.doctor.finding import Finding, note, ok, one_line
 from image_classification.doctor.jobs import Answers, Job, Jobs
-from image_classification.errors import UsageError
+from image_classification.errors import UsageError, print_line
 from image_classification.fast_loader.build import BuildError, find_compiler
 from image_classification.user_cache import cache_folder
 
@@ -43,21 +41,9 @@ def examine(root: Path, environ: Mapping[str, str]) -> int:
     with Jobs(root, environ) as jobs:
         for finding in Examination(jobs, root, environ).findings():
             counts[finding.status] += 1
-            _say(str(finding))
-    _say(f"{counts['FIX']} to fix, {counts['note']} notes, {counts['ok']} ok")
+            print_line(str(finding))
+    print_line(f"{counts['FIX']} to fix, {counts['note']} notes, {counts['ok']} ok")
     return EXIT_CODE if counts["FIX"] else 0
-
-
-def _say(text: str) -> None:
-    """Prints a line; nobody need be there to read it (`| head`, a closed standard output)."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is buffered goes nowhere, also when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Examination:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from image_classification.atomic_file import atomic_file
-from image_classification.errors import UsageError, UserError, tell
+from image_classification.errors import UsageError, run_program
 from image_classification.option_parser import OptionParser
 from image_classification.report.case import result_block, write_case
 from image_classification.report.run_log import RunLog, find_runs, read_run
@@ -92,11 +92,7 @@ def write_page(logs: list[RunLog], path: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; user errors become one line and an exit code."""
-    try:
-        run(build_parser().parse_or_raise(argv))
-    except UserError as error:
-        return tell("report", error)
-    return 0
+    return run_program("report", lambda: run(build_parser().parse_or_raise(argv)))
 
 
 if __name__ == "__main__":

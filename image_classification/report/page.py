@@ -172,16 +172,18 @@ def _matrix_table(confusion: Confusion, names: Sequence[str]) -> str:
     rows = []
     for name, counts in zip(names, matrix.tolist(), strict=True):
         total = max(sum(counts), 1)
-        cells = "".join(
-            f'<td style="background:rgb(0 114 178/{(count / total) ** 0.5:.2f})">{count or ""}</td>'
-            for count in counts
-        )
+        cells = "".join(_matrix_cell(count, (count / total) ** 0.5) for count in counts)
         rows.append(f"<tr><th>{_text(name)}</th>{cells}</tr>")
     head = "".join(f"<th>{_text(name)}</th>" for name in names)
     body = "\n".join(rows)
     return (
         f'<div class="wide"><table><tr><th>class \\ taken for</th>{head}</tr>\n{body}</table></div>'
     )
+
+
+def _matrix_cell(count: int, depth: float) -> str:
+    text = ";color:#fff" if depth > 0.6 else ""
+    return f'<td style="background:rgb(0 114 178/{depth:.2f}){text}">{count or ""}</td>'
 
 
 def _matrix_image(confusion: Confusion, names: Sequence[str]) -> str:

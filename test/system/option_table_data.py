@@ -204,6 +204,25 @@ def val_resize(lab: Lab) -> None:
     assert "--val-resize 32" in lab.error("--val-resize", 32, drop=("--image-size",))
 
 
+@shows("--val-size", "the size of validation images alone, kept by the checkpoint")
+def val_size(lab: Lab) -> None:
+    made = lab.run("--val-size", 48)
+    assert made.batches[0].shape[-1] == 32
+    sizes = {"train": 32, "val": 48}
+    assert {split: preset["image_size"] for split, preset in
+            made.last["preprocessing"].items()} == sizes  # fmt: skip
+    assert made.last["preprocessing"]["val"]["resize_size"] == 80
+    assert made.value("val.loss") != lab.base.value("val.loss")
+    assert made.value("train.loss") == lab.base.value("train.loss")
+    file = made.workspace / "checkpoint.pth.tar"
+    again = lab.run("--evaluate", "--resume", file, drop=("--image-size",))
+    assert again.value("val.loss", "summary") == made.value("val.loss")
+    more = lab.run("--resume", file, "--epochs", 2, drop=("--image-size",))
+    assert more.batches[0].shape[-1] == 32
+    assert more.last["preprocessing"]["val"]["image_size"] == 48
+    assert "--val-resize 40" in lab.error("--val-size", 48, "--val-resize", 40)
+
+
 @shows("--interpolation", "pixels of resized images")
 def interpolation(lab: Lab) -> None:
     bicubic, triangular = (

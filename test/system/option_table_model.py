@@ -22,6 +22,7 @@ import main
 from image_classification import published_weights
 from image_classification.device import Device, available_devices
 from image_classification.published_weights import PublishedWeights
+from image_classification.recomputing import Recomputed
 from models import create_model
 
 # ---- model ----
@@ -263,6 +264,16 @@ def jit(lab: Lab) -> None:
     assert set(scripted.weights) == set(lab.base.weights)
 
 
+@shows("--grad-checkpointing", "what the blocks keep for the gradients; the result is the same")
+def grad_checkpointing(lab: Lab) -> None:
+    again = lab.run("--grad-checkpointing")
+    assert isinstance(again.models[0].layer1, Recomputed)
+    assert not isinstance(lab.base.models[0].layer1, Recomputed)
+    assert same(again.last["optimizer"], lab.base.last["optimizer"]) == []
+    assert same(again.weights, lab.base.weights) == []
+    assert "goes neither with --compile" in lab.error("--grad-checkpointing", "--compile")
+
+
 # ---- device and precision ----
 
 
@@ -282,7 +293,7 @@ def gpu_id(lab: Lab) -> None:
     assert "device index 1 does not exist" in lab.error("--gpu-id", 1)
 
 
-NCHW = ("--memory-format", "nchw", "--no-checkpoints")
+BRIEF = ("--no-checkpoints",)
 
 
 @contextlib.contextmanager
@@ -295,9 +306,9 @@ def bfloat16(fast: bool) -> Any:
 @shows("--amp", "precision: the loss, and a line that says which")
 def amp(lab: Lab) -> None:
     with bfloat16(True):
-        mixed = lab.run("--amp", *NCHW)
+        mixed = lab.run("--amp", *BRIEF)
     with bfloat16(False):
-        slow = lab.run("--amp", *NCHW)
+        slow = lab.run("--amp", *BRIEF)
     assert "mixed precision in bfloat16" in mixed.out and "FP32, seed 0" in lab.base.out
     assert mixed.value("train.loss") != lab.base.value("train.loss")
     assert "FP32 instead of mixed precision" in slow.out
@@ -307,7 +318,7 @@ def amp(lab: Lab) -> None:
 @shows("--amp-dtype", "precision on a device that would not choose it itself")
 def amp_dtype(lab: Lab) -> None:
     with bfloat16(False):
-        made = lab.run("--amp", "--amp-dtype", "bfloat16", *NCHW)
+        made = lab.run("--amp", "--amp-dtype", "bfloat16", *BRIEF)
     assert "bfloat16, as asked for" in made.out
     assert made.value("train.loss") != lab.base.value("train.loss")
     assert "float16 needs an accelerator" in lab.error("--amp", "--amp-dtype", "float16")
@@ -316,21 +327,21 @@ def amp_dtype(lab: Lab) -> None:
 @shows("--pyamp", "the same as --amp, with a note")
 def pyamp(lab: Lab) -> None:
     with bfloat16(True):
-        mapped = lab.run("--pyamp", *NCHW)
+        mapped = lab.run("--pyamp", *BRIEF)
     assert "--pyamp is --amp here" in mapped.out and "in bfloat16" in mapped.out
 
 
 @shows("--cnmix", "the same as --amp, with a note")
 def cnmix(lab: Lab) -> None:
     with bfloat16(True):
-        mapped = lab.run("--cnmix", *NCHW)
+        mapped = lab.run("--cnmix", *BRIEF)
     assert "--cnmix is --amp here" in mapped.out and "in bfloat16" in mapped.out
 
 
 @shows("--opt_level", "whether --cnmix means --amp")
 def opt_level(lab: Lab) -> None:
     with bfloat16(True):
-        plain = lab.run("--cnmix", "--opt_level", "O0", *NCHW)
+        plain = lab.run("--cnmix", "--opt_level", "O0", *BRIEF)
     assert "O0 is FP32 here" in plain.out and "bfloat16" not in plain.out
     assert plain.value("train.loss") == lab.base.value("train.loss")
     assert main.parse_args(["DIR", "--cnmix", "--opt_level", "O3"])[0].amp
@@ -387,6 +398,24 @@ def memory_format(lab: Lab) -> None:
     for run, last in ((lab.base, True), (nchw, False)):
         for tensor in (run.models[0].conv1.weight, run.batches[0]):
             assert tensor.is_contiguous(memory_format=torch.channels_last) is last
+
+
+@shows("--compile", "that the training step is compiled, and how")
+def compile_(lab: Lab) -> None:
+    modes = []
+
+    def traced(function: Any, mode: str = "", dynamic: bool | None = None) -> Any:
+        modes.append(mode)
+        return compiled(function, backend="aot_eager", dynamic=dynamic)  # no compiler, no minute
+
+    compiled = torch.compile
+    with mock.patch("torch.compile", traced):
+        for flags in (("--compile",), ("--compile", "max-autotune")):
+            run = lab.run(*flags, "--no-checkpoints")
+            assert "compiled in " in run.out and "not compiled" in run.out
+            assert run.value("train.loss") == pytest.approx(lab.base.value("train.loss"), 1e-4)
+    assert modes == ["", "default", "", "max-autotune"]
+    assert "invalid choice: 'fast'" in lab.error("--compile", "fast")
 
 
 @shows("--deterministic", "torch's switch for reproducible operators")

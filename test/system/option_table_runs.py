@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -37,6 +38,35 @@ def evaluate(lab: Lab) -> None:
     assert not made.batches and not rows(made.workspace, "epoch")
     assert made.files == {"experiment_raport.json", "metrics.jsonl", "confusion_evaluation.json"}
     assert "random weights" in lab.error("--evaluate")
+
+
+@shows("--runtime", "what runs the network: the outputs are eager's but for rounding")
+def runtime(lab: Lab) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    evaluate = ("--evaluate", "--resume", lab.base.workspace / "checkpoint.pth.tar")
+    made = lab.run(*evaluate, "--runtime", "onnxruntime")
+    assert "onnxruntime, ready after" in made.out and "eager" in made.out
+    assert made.value("val.loss", "summary") == pytest.approx(lab.base.value("val.loss"), 1e-4)
+    assert "add --evaluate" in lab.error("--runtime", "onnxruntime")
+    with mock.patch("image_classification.device.has_fast_bfloat16", lambda: True):
+        assert "no mixed precision" in lab.error(*evaluate, "--runtime", "onnxruntime", "--amp")
+    assert "is for cuda" in lab.error(*evaluate, "--runtime", "tensorrt")
+
+
+@shows("--benchmark", "that an evaluation also times batches")
+def benchmark(lab: Lab) -> None:
+    evaluate = ("--evaluate", "--resume", lab.base.workspace / "checkpoint.pth.tar")
+    made = lab.run(*evaluate, "--benchmark", "1,3")
+    found = json.loads((made.workspace / "benchmark.json").read_text())
+    assert [row["batch_size"] for row in found["batches"]] == [1, 3]
+    for row in found["batches"]:
+        assert 0 < row["latency"] <= row["latency_at100"] and row["latency_at95"] > 0
+        assert row["images_per_second"] * row["latency"] == pytest.approx(row["batch_size"], 0.05)
+    assert found["runtime"] == "eager" and found["amp_type"] == "FP32"
+    assert "\n1 | " in made.out and "\n3 | " in made.out
+    assert "--benchmark needs --evaluate" in lab.error("--benchmark", "1")
+    assert "needs numbers from 1, received 0,2" in lab.error(*evaluate, "--benchmark", "0,2")
 
 
 @shows("--training-only", "no validation, no best model")

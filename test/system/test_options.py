@@ -267,7 +267,8 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --resume x --pretrained-weights y",
          "--resume brings its own weights: drop --pretrained and --pretrained-weights"),
         ("DIR --nesterov --mom 0", "--nesterov needs --momentum above 0"),
-        ("DIR --image-size 64 --val-resize 32", "--val-resize 32 is smaller than --image-size 64"),
+        ("DIR --image-size 64 --val-resize 32",
+         "--val-resize 32 is smaller than the validation's size 64"),
         ("DIR --seeds 1,2 --resume x",
          "--seeds starts several runs: it goes with --resume auto only"),
         ("DIR --training-only --early-stopping-patience 3",
@@ -282,7 +283,7 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --raport-file=", "--raport-file '': must be a name without folders"),
         ("DIR --run-name ..", "--run-name '..': must be a name without folders"),
         ("DIR --checkpoint model_best.pth.tar",
-         "--checkpoint-filename, --raport-file, model_best.pth.tar, confusion.json, "
+         "--checkpoint-filename, --raport-file, model_best.pth.tar, benchmark.json, confusion.json, "
          "divergence.json, confusion_evaluation.json, metrics.jsonl, bad_files.txt, generations, "
          "tensorboard, train.txt, val.txt must differ"),
         ("DIR --checkpoint .last",

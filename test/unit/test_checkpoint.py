@@ -196,7 +196,8 @@ def settings() -> dict[str, Any]:
 ELSEWHERE = {
     "directory", "dataset", "dummy_test", "synthetic_size", "data_layout", "num_classes", "workers",
     "prefetch", "max_bad", "allow_bad_val", "arch", "model_config", "trt", "fused_se",
-    "pretrained_weights", "jit", "device", "gpu_id", "pyamp", "cnmix", "opt_level", "fp16",
+    "pretrained_weights", "jit", "grad_checkpointing", "compile", "runtime", "benchmark", "device",
+    "gpu_id", "pyamp", "cnmix", "opt_level", "fp16",
     "memory_format", "deterministic", "gpu_affinity", "dist_backend", "world_size", "addr",
     "run_epochs", "on_divergence", "early_stopping_patience", "seeds", "optimizer", "check",
     "recipe", "list_recipes", "pretrained", "pretrained_optional", "weights_dir", "weights_version",

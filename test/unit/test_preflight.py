@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +21,13 @@ from test_trainer import make_batches, make_net, make_trainer, run_epoch
 
 import main
 from image_classification import host_memory, preflight
+from image_classification.checkpoint import snapshot
 from image_classification.checkpoint_files import CheckpointFiles
 from image_classification.control_group import ControlGroup
-from image_classification.device import Device
 from image_classification.ema import ModelEma
-from image_classification.errors import CheckpointError, DeviceMemoryError, UsageError
+from image_classification.errors import CheckpointError, DeviceMemoryError
+from image_classification.rehearsal import rehearse
 
-CPU = Device.select("cpu")
 NCHW = torch.contiguous_format
 
 
@@ -42,9 +41,9 @@ def test_a_rehearsal_leaves_the_trainer_as_it_was(steps_before: int) -> None:
     trainer = make_trainer(net, scaler=scaler, ema=ModelEma(net, 0.9), accumulation_steps=2,
                            mixup_alpha=0.2, clip_grad_norm=1.0)  # fmt: skip
     run_epoch(trainer, make_batches(2 * steps_before, 4))
-    before, random = preflight.snapshot(trainer.state_dict()), torch.get_rng_state()
-    rehearsal = preflight.rehearse(trainer, 4, 8, NCHW)
-    assert same(preflight.snapshot(trainer.state_dict()), before) == []
+    before, random = snapshot(trainer.state_dict()), torch.get_rng_state()
+    rehearsal = rehearse(trainer, 4, 8, NCHW)
+    assert same(snapshot(trainer.state_dict()), before) == []
     assert torch.equal(torch.get_rng_state(), random)
     assert trainer.accumulation_steps == 2 and trainer.guard.bad_steps == []
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -63,11 +62,11 @@ def test_not_enough_memory_is_one_line_with_peak_and_batch() -> None:
         raise MemoryError("no 7 GB left")
 
     trainer.model.register_forward_hook(full)
-    before = preflight.snapshot(trainer.state_dict())
+    before = snapshot(trainer.state_dict())
     line = r"--batch-size 4, peak \d+\.\d GiB; try --batch-size 2 \(auto finds"
     with pytest.raises(DeviceMemoryError, match=line):
-        preflight.rehearse(trainer, 4, 8, NCHW)
-    assert same(preflight.snapshot(trainer.state_dict()), before) == []
+        rehearse(trainer, 4, 8, NCHW)
+    assert same(snapshot(trainer.state_dict()), before) == []
 
 
 COMMON = ("--arch", "resnet18", "--image-size", "32", "-b", "4", "-j", "0", "--device", "cpu",
@@ -165,78 +164,6 @@ def test_a_disk_that_cannot_be_written_ends_the_run_before_it_starts(
     error = capsys.readouterr().err
     assert code == 4 and "could not write a checkpoint in" in error and "File too large" in error
     assert not list(tmp_path.rglob("*.tmp"))
-
-
-# ---- the largest batch
-
-
-def linear(base: int, each: int) -> Callable[[int], int]:
-    return lambda batch: base + each * batch
-
-
-@pytest.mark.parametrize(
-    ("limit", "confirm", "expected"),
-    [
-        (10**9, False, 256),
-        (100 + 10 * 64, False, 64),
-        (100 + 10 * 64 - 1, False, 32),
-        (100 + 10 * 64 - 1, True, 32),
-        (100 + 10 * 4, True, 4),
-        (100 + 10 * 2, True, 2),
-        (100 + 10 * 1 - 1, True, 0),
-    ],
-)
-def test_the_batch_follows_the_memory(limit: int, confirm: bool, expected: int) -> None:
-    candidates = [2**power for power in range(9)]
-    chosen = preflight.choose_batch(candidates, linear(100, 10), limit, confirm=confirm)
-    assert chosen == expected
-
-
-def test_what_does_not_fit_in_truth_is_not_taken() -> None:
-    """Memory need not be linear; an accelerator says so by running out of it."""
-    tried = []
-
-    def peak_of(batch: int) -> int | None:
-        tried.append(batch)
-        return None if batch > 60 else 10 * batch
-
-    candidates = [2**power for power in range(9)]
-    assert preflight.choose_batch(candidates, peak_of, 10**9, confirm=True) == 32
-    assert tried == [4, 8, 256, 128, 64, 32]
-
-
-def test_candidates_make_up_the_group_and_fit_the_data() -> None:
-    assert preflight._candidates(1000, -1) == [2, 4, 8, 16, 32, 64, 128, 256]
-    assert preflight._candidates(100, -1) == [2, 4, 8, 16, 32, 64]
-    assert preflight._candidates(1000, 24) == [2, 3, 4, 6, 8, 12, 24]
-
-
-@pytest.mark.parametrize(("images", "group"), [(1, -1), (0, -1), (1000, 2.5), (1000, 1)])
-def test_no_batch_to_choose_from(images: int, group: float) -> None:
-    with pytest.raises(UsageError, match="leave no batch of two"):
-        preflight._candidates(images, group)
-
-
-def test_a_trial_leaves_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = make_net()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    options: dict[str, Any] = {"image_size": 8, "amp_dtype": None, "layout": NCHW, "copies": 1,
-                               "processes": 1, "images": 64, "group": -1}  # fmt: skip
-    assert preflight.fitting_batch_size(net, CPU, **options) == 64
-    assert same(dict(net.state_dict()), before) == []
-    assert all(parameter.grad is None for parameter in net.parameters())
-    monkeypatch.setattr(host_memory, "available", lambda: 0)
-    monkeypatch.setattr(host_memory, "peak", lambda: 2**30)
-    with pytest.raises(DeviceMemoryError, match="not even --batch-size 2 fits"):
-        preflight.fitting_batch_size(net, CPU, **options)
-
-
-def test_auto_on_the_command_line(images: Path, tmp_path: Path, capsys: Any) -> None:
-    flags = [word for word in COMMON if word not in ("-b", "4")]
-    command = [str(images), *flags, "-b", "auto", "--workspace", str(tmp_path), "--epochs", "1"]
-    assert main.main(command) == 0
-    assert "(8 x 1 devices x 1)" in capsys.readouterr().out  # the whole of --optimizer-batch-size
-    assert checkpoint(tmp_path / "checkpoint.pth.tar")["config"]["batch_size"] == 8
 
 
 # ---- the host

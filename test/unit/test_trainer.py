@@ -16,15 +16,9 @@ from torch import nn
 from image_classification import optimizers
 from image_classification.device import Device
 from image_classification.ema import ModelEma
-from image_classification.errors import UsageError
 from image_classification.logger import Logger
 from image_classification.mixup import draw_cut, draw_weight, partner
-from image_classification.training import (
-    _STREAM_CUTMIX,
-    _STREAM_MIXUP,
-    Trainer,
-    accumulation_steps,
-)
+from image_classification.training import _STREAM_CUTMIX, _STREAM_MIXUP, Trainer
 
 CLASSES = 5
 
@@ -331,12 +325,3 @@ def test_state_restores_counters_and_names_what_is_missing() -> None:
     assert again.step == 3 and again.ema is not None and again.ema.updates == 3
     (line,) = again.load_state_dict(saved | {"state_dict_ema": None})
     assert "no EMA weights" in line
-
-
-def test_accumulation_steps() -> None:
-    assert accumulation_steps(128, 4, 2048) == 4
-    assert accumulation_steps(128, 4, -1) == 1
-    with pytest.raises(UsageError, match=r"not a multiple of 512.*nearest: 1024"):
-        accumulation_steps(128, 4, 1000)
-    with pytest.raises(UsageError, match="nearest: 512"):
-        accumulation_steps(128, 4, 100)

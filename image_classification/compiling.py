@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""torch.compile around the network that is trained or run.
+
+What is compiled is kept in the user's cache, so that the next start of the same network with the
+same shapes finds most of it there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from image_classification.user_cache import keep_compiled
+
+if TYPE_CHECKING:
+    from image_classification.device import Device
+
+def obstacle(device: Device) -> str | None:
+    """Tries out on a trivial function whether this machine can compile for the device.
+
+    That needs more than PyTorch: a C++ compiler and Python's headers on a CPU, Triton on cuda.
+
+    Returns:
+        One line on what is in the way, None where nothing is.
+    """
+    keep_compiled()
+    try:
+        probe = torch.zeros(8, device=device.torch_device)
+        torch.compile(_trivial, dynamic=False)(probe)
+        device.synchronize()
+    except Exception as error:  # of Dynamo, of Inductor, of the compilers: each has its own
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in lines if "rror" in line), "".join(lines[:1]))
+        return f"torch.compile does not work on {device} here ({reason[:200]})"
+    finally:
+        torch.compiler.reset()
+    return None
+
+
+def compiled(network: nn.Module, mode: str) -> nn.Module:
+    """Wraps a network so that its first call compiles it, for every shape of input anew.
+
+    Args:
+        network: The network or what wraps it for several ranks; it stays what it is.
+        mode: Of torch.compile: "default", "reduce-overhead" (CUDA graphs) or "max-autotune" (tries
+            several kernels for each operation).
+    """
+    keep_compiled()
+    wrapped: nn.Module = torch.compile(network, mode=mode, dynamic=False)
+    return wrapped
+
+
+def compiled_for_inference(network: nn.Module) -> nn.Module:
+    """Wraps a network in evaluation mode so that its first call compiles it.
+
+    Weights become constants: BatchNorm goes into the convolutions, and they are laid out as the
+    kernels want them. Only for calls without gradients.
+    """
+    keep_compiled()
+    from torch._inductor import config
+
+    config.freezing = True
+    wrapped: nn.Module = torch.compile(network, dynamic=False)
+    return wrapped
+
+
+def _trivial(x: torch.Tensor) -> torch.Tensor:
+    return x.sin() + 1.0

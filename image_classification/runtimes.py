@@ -1,0 +1,205 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Other ways than PyTorch's eager mode to run a trained network; each is compared with it once."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from image_classification import compiling, export_formats
+from image_classification.errors import DataError, DivergedError, UsageError
+
+if TYPE_CHECKING:
+    from image_classification.dataloaders import Loader
+    from image_classification.device import Device
+
+#: What each of them needs.
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "eager": (),
+    "compile": (),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "tensorrt": ("torch_tensorrt",),
+}
+_ON_CPU = ("onnxruntime", "openvino")
+
+
+def first_images(loader: Loader) -> Tensor:
+    """The first batch of a loader, [N, 3, H, W] on the device.
+
+    Raises:
+        DataError: It has none.
+    """
+    loader.set_position(0, 0)
+    images, _ = next(iter(loader), (None, None))
+    if images is None:
+        raise DataError("validation saw no image; check the val folder or val.txt")
+    return images
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A way to run a network.
+
+    Attributes:
+        name: A key of `PACKAGES`.
+        model: On the device.
+        device: The device.
+        amp_dtype: Autocast type, None for the type of the weights.
+        say: Is told how far the logits are from eager's, and why something is not done.
+    """
+
+    name: str
+    model: nn.Module
+    device: Device
+    amp_dtype: torch.dtype | None
+    say: Callable[[str], None]
+
+    def prepare(self, images: Tensor) -> nn.Module:
+        """Makes the network ready for batches like this one.
+
+        Args:
+            images: [N, 3, H, W] as the network will get them, on the device.
+
+        Returns:
+            What maps images to logits: the network itself for "eager", or if it cannot be compiled.
+
+        Raises:
+            DivergedError: The logits are not finite.
+            UsageError: The runtime does not go with device or precision, or a package is missing.
+        """
+        self.model.eval()
+        self._check()
+        started = time.perf_counter()
+        # A caller in inference mode must not hand that on to what traces the network; and torch's
+        # exporter tells its steps.
+        with torch.inference_mode(False), contextlib.redirect_stdout(None):
+            ready = _MAKERS[self.name](self, images)
+        if ready is self.model:
+            return ready
+        with torch.inference_mode(), self.device.autocast(self.amp_dtype):
+            theirs = ready(images).float()
+            self.device.synchronize()
+            seconds = time.perf_counter() - started
+            ours = self.model(images).float()
+        difference = float((theirs - ours).abs().max())
+        if not math.isfinite(difference):
+            raise DivergedError(f"--runtime {self.name}: logits are not finite; use eager")
+        equal = int((theirs.argmax(1) == ours.argmax(1)).sum())
+        self.say(
+            f"{self.name}, ready after {seconds:.1f} s: logits are up to {difference:.1e} from "
+            f"eager's (largest {float(ours.abs().max()):.1f}), the same class for {equal} of "
+            f"{len(images)} images"
+        )
+        return ready
+
+    def _check(self) -> None:
+        if self.name == "tensorrt" and self.device.type != "cuda":
+            raise UsageError(f"--runtime tensorrt is for cuda, the device is {self.device}")
+        if self.name in _ON_CPU and self.device.type != "cpu":
+            raise UsageError(f"--runtime {self.name} runs on the CPU: add --device cpu")
+        if self.name in _ON_CPU and next(self.model.parameters()).dtype is torch.float16:
+            raise UsageError(f"--runtime {self.name} does not go with half-precision weights")
+        if self.name == "onnxruntime" and self.amp_dtype is not None:
+            raise UsageError(
+                "--runtime onnxruntime computes in FP32 on a CPU, there is no mixed precision: "
+                "leave --amp out (classify.py: --precision FP32)"
+            )
+        if missing := export_formats.missing_packages(PACKAGES[self.name]):
+            names = " ".join(name.replace("_", "-") for name in missing)
+            raise UsageError(f"--runtime {self.name} needs {names}: pip install {names}")
+
+    def _compile(self, images: Tensor) -> nn.Module:
+        if (problem := compiling.obstacle(self.device)) is not None:
+            self.say(f"{problem}: eager instead")
+            return self.model
+        return FixedBatch(compiling.compiled_for_inference(copy.deepcopy(self.model)), len(images))
+
+    def _tensorrt(self, images: Tensor) -> nn.Module:
+        importlib.import_module("torch_tensorrt")  # brings torch.compile's back end
+        network = torch.compile(copy.deepcopy(self.model), backend="torch_tensorrt", dynamic=False)
+        return FixedBatch(network, len(images))
+
+    def _onnxruntime(self, images: Tensor) -> nn.Module:
+        runtime = importlib.import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = runtime.InferenceSession(
+            self._onnx(images), options, providers=["CPUExecutionProvider"]
+        )
+
+        def run(batch: Tensor) -> Tensor:
+            found = session.run([export_formats.OUTPUT], {export_formats.INPUT: batch.numpy()})
+            return torch.from_numpy(found[0])
+
+        return _Foreign(run)
+
+    def _openvino(self, images: Tensor) -> nn.Module:
+        core = importlib.import_module("openvino").Core()
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32" if self.amp_dtype is None else "bf16",
+        }
+        read = core.read_model(self._onnx(images))
+        network: Any = core.compile_model(read, "CPU", settings)
+        return _Foreign(lambda batch: torch.from_numpy(network(batch.numpy())[0]))
+
+    def _onnx(self, images: Tensor) -> bytes:
+        example = torch.zeros(2, *images.shape[1:])
+        plain = copy.deepcopy(self.model).to(memory_format=torch.contiguous_format)
+        return export_formats.write(
+            "onnx", plain, {}, export_formats.Example(example, any_batch=True)
+        )
+
+
+_MAKERS: dict[str, Callable[[Runtime, Tensor], nn.Module]] = {
+    "eager": lambda runtime, images: runtime.model,
+    "compile": Runtime._compile,
+    "onnxruntime": Runtime._onnxruntime,
+    "openvino": Runtime._openvino,
+    "tensorrt": Runtime._tensorrt,
+}
+
+
+class FixedBatch(nn.Module):
+    """Hands batches of one size on: what was compiled for it is not compiled again.
+
+    Args:
+        forward: Maps [N, 3, H, W] to logits [N, C].
+        batch_size: N.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], batch_size: int) -> None:
+        super().__init__()
+        self._run, self._batch_size = forward, batch_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps any number of images to their logits; the last batch is filled up."""
+        parts = []
+        for part in images.split(self._batch_size):
+            missing = self._batch_size - len(part)
+            whole = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
+            parts.append(self._run(whole)[: len(part)])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class _Foreign(nn.Module):
+    """A network outside of PyTorch, which wants contiguous float32."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._run(images.float().contiguous())

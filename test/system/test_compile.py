@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training through torch.compile, with the real compiler and without one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import checkpoint, environment, run_main, same, values, write_images
+
+SMALL = ("--arch", "resnet18", "--image-size", 32, "-b", 4, "-j", 0, "-p", 1, "--lr", 1e-4,
+         "--seed", 7, "--device", "cpu", "--epochs", 2, "--prof", 3)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), train=4)
+
+
+@pytest.fixture(scope="module")
+def eager(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace = tmp_path_factory.mktemp("eager")
+    run_main(images, *SMALL, "--workspace", workspace)
+    return workspace
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_training_is_the_training(images: Path, eager: Path, tmp_path: Path) -> None:
+    env = environment(XDG_CACHE_HOME=str(tmp_path / "cache"))
+    env.pop("TORCHINDUCTOR_CACHE_DIR", None)  # of another test
+    done = run_main(images, *SMALL, "--compile", "--workspace", tmp_path / "w", env=env)
+    assert "compiled in " in done.stdout and "a training step takes" in done.stdout
+    assert any((tmp_path / "cache" / "image_classification" / "compiled").iterdir())
+    mine, plain = (values(place, "train", "train.loss") for place in (tmp_path / "w", eager))
+    assert mine == pytest.approx(plain, rel=1e-3)
+    weights = [checkpoint(place / "checkpoint.pth.tar")["state_dict"]
+               for place in (tmp_path / "w", eager)]  # fmt: skip
+    assert list(weights[0]) == list(weights[1])
+    # Nothing of the compilation is in the checkpoint: it is resumed without.
+    run_main(images, *SMALL, "--epochs", 3, "--resume", tmp_path / "w" / "checkpoint.pth.tar",
+             "--workspace", tmp_path / "w", env=env)  # fmt: skip
+
+
+def test_without_a_compiler_the_training_goes_on(images: Path, eager: Path, tmp_path: Path) -> None:
+    env = environment(XDG_CACHE_HOME=str(tmp_path / "cache"), PATH=str(tmp_path), CXX="no-c++")
+    done = run_main(images, *SMALL, "--compile", "--workspace", tmp_path / "w", env=env)
+    lines = [line for line in done.stdout.splitlines() if "torch.compile does not work" in line]
+    assert len(lines) == 1 and lines[0].endswith(": not compiled")
+    ours, theirs = (checkpoint(place / "checkpoint.pth.tar") for place in (tmp_path / "w", eager))
+    assert same(ours["state_dict"], theirs["state_dict"]) == []

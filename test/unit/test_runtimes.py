@@ -1,0 +1,102 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runtimes: the same logits as eager PyTorch, for any number of images."""
+
+from __future__ import annotations
+
+import functools
+from unittest import mock
+
+import pytest
+import torch
+
+from image_classification import compiling
+from image_classification.device import Device
+from image_classification.errors import DataError, DivergedError, UsageError
+from image_classification.runtimes import PACKAGES, FixedBatch, Runtime, first_images
+from models import create_model
+
+CPU = Device.select("cpu")
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def runtime(name: str, lines: list[str], amp_dtype: torch.dtype | None = None) -> Runtime:
+    torch.manual_seed(0)
+    return Runtime(name, create_model("resnet18_cifar", 5), CPU, amp_dtype, lines.append)
+
+
+@pytest.mark.parametrize("name", ["compile", "onnxruntime", "openvino"])
+def test_logits_are_those_of_eager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("onnx", "onnxscript", *PACKAGES[name]) if PACKAGES[name] else ():
+        pytest.importorskip(package)
+    if name == "compile":  # the compiler itself works in test_compile.py
+        monkeypatch.setattr(compiling, "obstacle", lambda device: None)
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    lines: list[str] = []
+    way = runtime(name, lines)
+    before = {key: value.clone() for key, value in way.model.state_dict().items()}
+    with torch.inference_mode():  # as classify.py has it
+        ready = way.prepare(IMAGES)
+        for count in (4, 1, 6):
+            images = IMAGES[torch.arange(count) % 4]
+            expected = way.model(images)
+            assert torch.allclose(ready(images), expected, rtol=1e-3, atol=1e-3)
+    assert len(lines) == 1 and "the same class for 4 of 4 images" in lines[0]
+    assert all(torch.equal(value, before[key]) for key, value in way.model.state_dict().items())
+
+
+def test_eager_is_the_network_itself() -> None:
+    lines: list[str] = []
+    way = runtime("eager", lines)
+    assert way.prepare(IMAGES) is way.model and not way.model.training and lines == []
+
+
+def test_a_network_that_cannot_be_compiled_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "obstacle", lambda device: "no compiler")
+    lines: list[str] = []
+    way = runtime("compile", lines)
+    assert way.prepare(IMAGES) is way.model and lines == ["no compiler: eager instead"]
+
+
+def test_what_does_not_go_together() -> None:
+    with pytest.raises(UsageError, match="is for cuda, the device is cpu"):
+        runtime("tensorrt", []).prepare(IMAGES)
+    with pytest.raises(UsageError, match="no mixed precision"):
+        runtime("onnxruntime", [], torch.bfloat16).prepare(IMAGES)
+    half = runtime("openvino", [])
+    half.model.half()
+    with pytest.raises(UsageError, match="does not go with half-precision weights"):
+        half.prepare(IMAGES)
+    with (
+        mock.patch("image_classification.export_formats.missing_packages", lambda names: names),
+        pytest.raises(UsageError, match="openvino needs openvino: pip install openvino"),
+    ):
+        runtime("openvino", []).prepare(IMAGES)
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    broken = mock.Mock(return_value=lambda images: torch.full((len(images), 5), torch.nan))
+    with (
+        mock.patch.dict("image_classification.runtimes._MAKERS", {"compile": broken}),
+        pytest.raises(DivergedError, match="--runtime compile: logits are not finite"),
+    ):
+        runtime("compile", []).prepare(IMAGES)
+
+
+def test_batches_of_one_size_for_any_number_of_images() -> None:
+    sizes = []
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return images.mean((2, 3))
+
+    images = torch.randn(7, 3, 2, 2)
+    assert torch.equal(FixedBatch(forward, 3)(images), images.mean((2, 3)))
+    assert sizes == [3, 3, 3]
+
+
+def test_no_images() -> None:
+    loader = mock.MagicMock()
+    loader.__iter__.return_value = iter(())
+    with pytest.raises(DataError, match="saw no image"):
+        first_images(loader)
