@@ -283,9 +283,9 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --raport-file=", "--raport-file '': must be a name without folders"),
         ("DIR --run-name ..", "--run-name '..': must be a name without folders"),
         ("DIR --checkpoint model_best.pth.tar",
-         "--checkpoint-filename, --raport-file, model_best.pth.tar, benchmark.json, confusion.json, "
-         "divergence.json, confusion_evaluation.json, metrics.jsonl, bad_files.txt, generations, "
-         "tensorboard, train.txt, val.txt must differ"),
+         "--checkpoint-filename, --raport-file, model_best.pth.tar, benchmark.json, "
+         "confusion.json, divergence.json, confusion_evaluation.json, metrics.jsonl, "
+         "bad_files.txt, generations, tensorboard, train.txt, val.txt must differ"),
         ("DIR --checkpoint .last",
          "--checkpoint-filename '.last': no dot in front, and no .sha256 at the end"),
         ("DIR --raport-file a.sha256",
