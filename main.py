@@ -465,6 +465,9 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
     if args.val_resize < args.val_size:
         raise UsageError(f"--val-resize {args.val_resize} is below validation size {args.val_size}")
     cropped = tuple(args.crop_scale) != DEFAULT_CROP_SCALE
+    if args.data_backend == "resident" and args.val_size != args.image_size:
+        raise UsageError(f"--val-size {args.val_size}: images in memory have one size, "
+                         f"{args.image_size}; leave it out")
     if is_cifar and ({args.image_size, args.val_size, args.val_resize} != {cifar.SIDE} or cropped):
         raise UsageError(f"{args.dataset} is shown as it is, with {cifar.SIDE} pixels: leave "
                          "--image-size, --val-size, --val-resize and --crop-scale out")
@@ -618,11 +621,11 @@ def run_seed(
                 trainer, loaders, state.files if args.save_checkpoints else None, logger,
                 epochs=args.epochs, image_size=args.image_size, layout=state.memory_format,
                 held=interruption.held, rehearses=args.jit != "script", explains=args.check)
-            if args.check:
-                return None, state.workspace
             preflight.spread(
                 trainer, partial(distributed.wrap, launch=launch, device=device), args.compile,
                 logger, image_size=args.image_size, layout=state.memory_format)
+            if args.check:
+                return None, state.workspace
             best, row = build_epochs(state, trainer, validator, loaders, splits).run()
             logger.summary({"run.top1_best": best, "run.duration": time.perf_counter() - started})
         # ---- report

@@ -97,6 +97,8 @@ def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[st
         CheckpointError: The checkpoint does not have the optimizer state that the settings need.
     """
     then = {**(saved.get("config") or {}), "seed": saved.get("seed")}
+    if "preprocessing" in saved:  # files from before that option
+        then.setdefault("val_size", saved["preprocessing"]["val"]["image_size"])
     now = {**settings, "seed": then["seed"] if settings.get("seed") is None else settings["seed"]}
     _refuse_other_optimizer_state(saved, then, now)
     lines, unknown = [], []

@@ -60,10 +60,7 @@ def compiled_for_inference(network: nn.Module) -> nn.Module:
     kernels want them. Only for calls without gradients.
     """
     keep_compiled()
-    from torch._inductor import config
-
-    config.freezing = True
-    wrapped: nn.Module = torch.compile(network, dynamic=False)
+    wrapped: nn.Module = torch.compile(network, dynamic=False, options={"freezing": True})
     return wrapped
 
 

@@ -58,6 +58,7 @@ def run_program(program: str, action: Callable[[], None]) -> int:
         return tell(program, error)
     except BrokenPipeError:
         _drop_output()
+        return 141  # as of a process that SIGPIPE ends
     except KeyboardInterrupt:
         return 130
     return 0

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from image_classification.metrics import LatencyMeter
 from image_classification.run_files import BENCHMARK_NAME, EVALUATION_NAME
-from image_classification.runtimes import Runtime, first_images
 
 if TYPE_CHECKING:
     from image_classification.dataloaders import Loader
     from image_classification.device import Device
     from image_classification.logger import Logger
+    from image_classification.runtimes import Runtime
     from image_classification.validation import Validator
 
 #: The first batches do not count: kernels are chosen and memory is taken there.
@@ -49,14 +49,15 @@ def evaluate(
         Top-1 (%) and all metrics, like `EpochLoop.run`.
 
     Raises:
-        DataError: There is no image.
+        DataError: No rank has an image.
         UsageError: See `Runtime.prepare`.
     """
-    images = first_images(loader)
-    result = validator.run(way.prepare(images), loader, "val")
+    images = _first_images(loader) if sizes or way.name != "eager" else None
+    network = way.model if images is None else way.prepare(images)
+    result = validator.run(network, loader, "val")
     logger.log((), row := result.metrics())
     logger.document(EVALUATION_NAME, result.document(classes, None))
-    if sizes:
+    if sizes and images is not None:
         logger.document(BENCHMARK_NAME, measure(sizes, way, images))
     return result.top1, row
 
@@ -77,9 +78,9 @@ def measure(sizes: Sequence[int], runtime: Runtime, images: Tensor) -> dict[str,
     say("batch | images/s | ms, mean | ms, 95 % | ms, 99 % | ms, 100 %")
     rows: list[dict[str, float]] = []
     for size in sizes:
-        batch = images[torch.arange(size, device=images.device) % len(images)]
-        batch = batch.contiguous(memory_format=_layout(images))
         try:
+            batch = images[torch.arange(size, device=images.device) % len(images)]
+            batch = batch.contiguous(memory_format=_layout(images))
             row = _measure(runtime.prepare(batch), batch, device, amp_dtype)
         except Exception as error:
             if not device.is_out_of_memory(error):
@@ -97,6 +98,13 @@ def measure(sizes: Sequence[int], runtime: Runtime, images: Tensor) -> dict[str,
         "amp_type": str(amp_dtype or "FP32").removeprefix("torch."),
         "batches": rows,
     }
+
+
+def _first_images(loader: Loader) -> Tensor | None:
+    """The first batch [N, 3, H, W] of this rank, on the device; other ranks may have them all."""
+    loader.set_position(0, 0)
+    images, _ = next(iter(loader), (None, None))
+    return images
 
 
 def _layout(images: Tensor) -> torch.memory_format:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from image_classification import compiling, distributed
-from image_classification.errors import CheckpointError
+from image_classification.errors import CheckpointError, UsageError, printable
 from image_classification.rehearsal import rehearse, size, step_times
 
 if TYPE_CHECKING:
@@ -188,6 +188,8 @@ def spread(
         image_size: Side of the images in pixels.
         layout: Their memory format.
     """
+    if trainer.freezing is not None:  # what is wrapped and timed is what the first epoch trains
+        trainer.freezing.enter(trainer.step * trainer.accumulation_steps // trainer.num_batches)
     static = trainer.accumulation_steps == 1 and mode is None
     wrap = functools.partial(wrap, static_graph=static)
     trainer.spread(wrap)
@@ -199,7 +201,17 @@ def spread(
         return
     eager = min(step_times(trainer, image_size, layout)[1:])
     trainer.spread(lambda network: compiling.compiled(wrap(network), mode))
-    first, *others = step_times(trainer, image_size, layout)
+    try:
+        first, *others = step_times(trainer, image_size, layout)
+    except Exception as error:
+        if trainer.device.is_out_of_memory(error):
+            raise
+        reason = printable(next(iter(str(error).strip().splitlines()), repr(error)))
+        if trainer.world_size > 1:  # the others may be in the middle of a step
+            raise UsageError(f"--compile {mode} fails: leave it out ({reason})") from error
+        trainer.spread(wrap)
+        logger.warning(f"the network cannot be compiled ({reason}): not compiled")
+        return
     step = min(others)
     logger.message(
         f"compiled in {first - step:.1f} s; a training step takes {step:.3g} s, not compiled "

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from image_classification import compiling, export_formats
-from image_classification.errors import DataError, DivergedError, UsageError
+from image_classification.errors import DivergedError, UsageError
 
 if TYPE_CHECKING:
-    from image_classification.dataloaders import Loader
     from image_classification.device import Device
 
 #: What each of them needs.
@@ -32,19 +31,6 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "tensorrt": ("torch_tensorrt",),
 }
 _ON_CPU = ("onnxruntime", "openvino")
-
-
-def first_images(loader: Loader) -> Tensor:
-    """The first batch of a loader, [N, 3, H, W] on the device.
-
-    Raises:
-        DataError: It has none.
-    """
-    loader.set_position(0, 0)
-    images, _ = next(iter(loader), (None, None))
-    if images is None:
-        raise DataError("validation saw no image; check the val folder or val.txt")
-    return images
 
 
 @dataclass(frozen=True)
@@ -79,11 +65,17 @@ class Runtime:
             UsageError: The runtime does not go with device or precision, or a package is missing.
         """
         self.model.eval()
+        if self.name == "eager":
+            return self.model
         self._check()
         started = time.perf_counter()
-        # A caller in inference mode must not hand that on to what traces the network; and torch's
-        # exporter tells its steps.
-        with torch.inference_mode(False), contextlib.redirect_stdout(None):
+        # What traces the network must see neither the caller's inference mode nor its precision;
+        # and torch's exporter tells its steps.
+        with (
+            torch.inference_mode(False),
+            torch.autocast(self.device.type, enabled=False),
+            contextlib.redirect_stdout(None),
+        ):
             ready = _MAKERS[self.name](self, images)
         if ready is self.model:
             return ready
@@ -115,6 +107,8 @@ class Runtime:
                 "--runtime onnxruntime computes in FP32 on a CPU, there is no mixed precision: "
                 "leave --amp out (classify.py: --precision FP32)"
             )
+        if isinstance(self.model, torch.jit.ScriptModule):
+            raise UsageError(f"--runtime {self.name} does not go with --jit script; give one")
         if missing := export_formats.missing_packages(PACKAGES[self.name]):
             names = " ".join(name.replace("_", "-") for name in missing)
             raise UsageError(f"--runtime {self.name} needs {names}: pip install {names}")
@@ -164,7 +158,6 @@ class Runtime:
 
 
 _MAKERS: dict[str, Callable[[Runtime, Tensor], nn.Module]] = {
-    "eager": lambda runtime, images: runtime.model,
     "compile": Runtime._compile,
     "onnxruntime": Runtime._onnxruntime,
     "openvino": Runtime._openvino,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def keep_compiled() -> None:
     To be called before the first compilation of the process.
     """
     if (folder := cache_folder()) is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+        with contextlib.suppress(OSError):  # torch's own place in /tmp does as well
+            (folder / "compiled").mkdir(parents=True, exist_ok=True)
+            if os.access(folder / "compiled", os.W_OK):
+                os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")  # torch's default since 2.5
     os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "1")  # since 2.6

@@ -221,6 +221,8 @@ def val_size(lab: Lab) -> None:
     assert more.batches[0].shape[-1] == 32
     assert more.last["preprocessing"]["val"]["image_size"] == 48
     assert "--val-resize 40" in lab.error("--val-size", 48, "--val-resize", 40)
+    text = lab.error("--val-size", 48, "--data-backend", "resident")
+    assert "images in memory have one size, 32" in text
 
 
 @shows("--interpolation", "pixels of resized images")

@@ -400,6 +400,13 @@ def memory_format(lab: Lab) -> None:
             assert tensor.is_contiguous(memory_format=torch.channels_last) is last
 
 
+class Broken(torch.nn.Module):
+    """What torch.compile makes of a network that it cannot compile."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel for it\nand a long story")
+
+
 @shows("--compile", "that the training step is compiled, and how")
 def compile_(lab: Lab) -> None:
     modes = []
@@ -416,6 +423,11 @@ def compile_(lab: Lab) -> None:
             assert run.value("train.loss") == pytest.approx(lab.base.value("train.loss"), 1e-4)
     assert modes == ["", "default", "", "max-autotune"]
     assert "invalid choice: 'fast'" in lab.error("--compile", "fast")
+    broken = mock.Mock(side_effect=lambda function, **how: Broken() if "mode" in how else function)
+    with mock.patch("torch.compile", broken):
+        made = lab.run("--compile")
+    assert "cannot be compiled (no kernel for it): not compiled" in made.out
+    assert same(made.weights, lab.base.weights) == []
 
 
 @shows("--deterministic", "torch's switch for reproducible operators")

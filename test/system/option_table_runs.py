@@ -52,6 +52,8 @@ def runtime(lab: Lab) -> None:
     with mock.patch("image_classification.device.has_fast_bfloat16", lambda: True):
         assert "no mixed precision" in lab.error(*evaluate, "--runtime", "onnxruntime", "--amp")
     assert "is for cuda" in lab.error(*evaluate, "--runtime", "tensorrt")
+    text = lab.error(*evaluate, "--runtime", "onnxruntime", "--jit", "script")
+    assert "does not go with --jit script" in text
 
 
 @shows("--benchmark", "that an evaluation also times batches")

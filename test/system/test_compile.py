@@ -4,11 +4,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from runs import checkpoint, environment, run_main, same, values, write_images
+
+from image_classification import compiling
+from image_classification.device import Device
 
 SMALL = ("--arch", "resnet18", "--image-size", 32, "-b", 4, "-j", 0, "-p", 1, "--lr", 1e-4,
          "--seed", 7, "--device", "cpu", "--epochs", 2, "--prof", 3)  # fmt: skip
@@ -26,6 +31,27 @@ def eager(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_the_compiler_gives_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert compiling.obstacle(Device.select("cpu")) is None
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()
+    )
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        plain, compiled = (network(images) for network in
+                           (layers.train(), compiling.compiled(layers, "default")))  # fmt: skip
+        assert torch.allclose(plain, compiled, atol=1e-5)
+        layers.eval()
+        folded = compiling.compiled_for_inference(layers)(images)
+        assert torch.allclose(layers(images), folded, atol=1e-5)
+    assert any(tmp_path.rglob("*.cpp"))
+
+
+@pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="a minute; FAULTS=all runs it")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_training_is_the_training(images: Path, eager: Path, tmp_path: Path) -> None:
     env = environment(XDG_CACHE_HOME=str(tmp_path / "cache"))

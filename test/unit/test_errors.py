@@ -39,15 +39,17 @@ def test_what_is_no_user_error_is_not_hidden() -> None:
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("code", "expected"),
     [
-        "from image_classification.errors import *; run_program('x', lambda: print('x' * 10**6))",
-        "import main; sys.exit(main.main(['--list-recipes']) or main.main(['--list-recipes']))",
+        ("from image_classification.errors import *\n"
+         "sys.exit(run_program('x', lambda: print('x' * 10**6)))", 141),
+        ("import main; sys.exit(main.main(['--list-recipes']) or main.main(['--list-recipes']))",
+         0),
     ],
-)
-def test_a_reader_that_has_seen_enough_is_no_error(code: str) -> None:
-    code = "import sys, time; time.sleep(0.5); " + code  # the reader has gone by then
+)  # fmt: skip
+def test_a_reader_that_has_seen_enough_is_told_nothing(code: str, expected: int) -> None:
+    code = "import sys, time; time.sleep(0.5)\n" + code  # the reader has gone by then
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", '"$0" -c "$1" | true', sys.executable, code],
         cwd=ROOT, env=environment(), capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0 and done.stderr == ""
+    assert (done.returncode, done.stderr) == (expected, "")

@@ -48,6 +48,8 @@ def test_every_recipe_is_a_command_line_without_problems(name: str) -> None:
     options = BOOK.find(name).options
     assert args.arch == options["arch"] and name.startswith(("template", "finetune", args.arch))
     assert args.lr == float(options["lr"]) > 0
+    if name == "resnet50-250":
+        assert (args.lr, args.optimizer_batch_size, args.image_size) == (2.048, 2048, 192)
     amp = name.endswith("-amp") or args.val_size == 256  # those by budget have one precision
     assert args.amp == amp and bool(args.tf32) == name.endswith("-tf32")
 

@@ -45,10 +45,8 @@ def test_the_result_is_the_same_bit_for_bit(
     assert list(again.state_dict()) == list(plain.state_dict())
     one, other = train(plain).state_dict(), train(again).state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    random = torch.get_rng_state()
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(plain.eval()(images), again.eval()(images))
-    torch.set_rng_state(random)
 
 
 def test_frozen_statistics_stay_frozen() -> None:
@@ -57,6 +55,16 @@ def test_frozen_statistics_stay_frozen() -> None:
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     assert not norm.running_mean.any() and norm.momentum == 0.1 and norm.num_batches_tracked == 0
     assert model.layer2[0].bn2.num_batches_tracked == 1
+
+
+def test_the_counter_of_batches_is_there_all_the_time() -> None:
+    """SyncBatchNorm refuses to do without."""
+    model = recompute_blocks(create_model("resnet18_cifar", 5)).train()
+    counters = []
+    norm = model.layer1[0].bn1
+    norm.register_forward_hook(lambda *call: counters.append(norm.num_batches_tracked))
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert len(counters) == 2 and None not in counters and norm.num_batches_tracked == 1
 
 
 def test_a_block_keeps_its_input_only() -> None:

@@ -12,8 +12,8 @@ import torch
 
 from image_classification import compiling
 from image_classification.device import Device
-from image_classification.errors import DataError, DivergedError, UsageError
-from image_classification.runtimes import PACKAGES, FixedBatch, Runtime, first_images
+from image_classification.errors import DivergedError, UsageError
+from image_classification.runtimes import PACKAGES, FixedBatch, Runtime
 from models import create_model
 
 CPU = Device.select("cpu")
@@ -43,6 +43,15 @@ def test_logits_are_those_of_eager(name: str, monkeypatch: pytest.MonkeyPatch) -
             assert torch.allclose(ready(images), expected, rtol=1e-3, atol=1e-3)
     assert len(lines) == 1 and "the same class for 4 of 4 images" in lines[0]
     assert all(torch.equal(value, before[key]) for key, value in way.model.state_dict().items())
+
+
+def test_the_precision_of_the_caller_is_not_traced() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    lines: list[str] = []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):  # classify.py's default
+        ready = runtime("onnxruntime", lines).prepare(IMAGES)
+    assert ready(IMAGES).dtype is torch.float32 and len(lines) == 1
 
 
 def test_eager_is_the_network_itself() -> None:
@@ -93,10 +102,3 @@ def test_batches_of_one_size_for_any_number_of_images() -> None:
     images = torch.randn(7, 3, 2, 2)
     assert torch.equal(FixedBatch(forward, 3)(images), images.mean((2, 3)))
     assert sizes == [3, 3, 3]
-
-
-def test_no_images() -> None:
-    loader = mock.MagicMock()
-    loader.__iter__.return_value = iter(())
-    with pytest.raises(DataError, match="saw no image"):
-        first_images(loader)
