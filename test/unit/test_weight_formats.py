@@ -401,7 +401,8 @@ def test_classification_takes_epsilon_from_the_file(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         expected = model(images)
-        torch.testing.assert_close(classifier._runtime.model(images), expected, rtol=1e-3, atol=1e-3)
+        found = classifier._runtime.model(images)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
         other = inference.load_classifier(path, "cpu", arch="efficientnet-b0", bn_epsilon=1e-3)
         assert not torch.allclose(other._runtime.model(images), expected, rtol=1e-2)
     assert any("trained with a BatchNorm epsilon of 1e-05" in note for note in other.notes)
