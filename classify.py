@@ -24,7 +24,7 @@ from image_classification.device import DEVICE_TYPES, import_torch_or_explain
 from image_classification.errors import DataError, UsageError, run_program
 from image_classification.network_options import add_preset_options, check_options
 from image_classification.option_parser import OptionParser
-from image_classification.option_types import POSITIVE
+from image_classification.option_types import POSITIVE, RUNTIMES
 from models import model_names
 
 if TYPE_CHECKING:
@@ -96,10 +96,10 @@ def build_parser() -> OptionParser:
     )
     add(
         "--runtime",
-        choices=["eager", "compile", "onnxruntime", "openvino", "tensorrt"],
+        choices=RUNTIMES,
         default="eager",
         metavar="NAME",
-        help="eager, compile, onnxruntime, openvino or tensorrt (default: eager)",
+        help=f"what runs the network: {', '.join(RUNTIMES)} (default: eager)",
     )
     add(
         "-b",

@@ -290,10 +290,9 @@ def _add_mode_options(group: argparse._ArgumentGroup) -> None:
     add("--check", action="store_true",
         help="only try, at full size, whatever could end the run later; leaves nothing behind")
     add("--evaluate", action="store_true", help="validate once and exit, whatever --epochs says")
-    add("--runtime", default="eager", metavar="NAME",
-        choices=["eager", "compile", "onnxruntime", "openvino", "tensorrt"],
-        help="with --evaluate: eager, compile, onnxruntime, openvino or tensorrt; says how far its "
-        "outputs are from eager's (default: eager)")
+    add("--runtime", default="eager", metavar="NAME", choices=kind.RUNTIMES,
+        help=f"with --evaluate: {', '.join(kind.RUNTIMES)}; says how far its outputs are from "
+        "eager's (default: eager)")
     add("--benchmark", type=kind.counts, metavar="N,N,...",
         help="with --evaluate: time these batch sizes, too, for example 1,2,4,8,16,32")
     add("--training-only", action="store_true", help="no validation, so no best model either")

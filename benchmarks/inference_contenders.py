@@ -5,18 +5,17 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from benchmarks.measure import Contender, Unavailable
 from image_classification.device import Device
-from image_classification.export_formats import Forward, missing_packages, read_onnx
+from image_classification.export_formats import Forward, missing_packages, read_onnx, run_openvino
 
 
 class Engine(NamedTuple):
@@ -121,10 +120,7 @@ def _onnxruntime(path: Path, threads: int) -> Forward:
 
 def _openvino(path: Path, threads: int) -> Forward:
     _require("openvino")
-    core = importlib.import_module("openvino").Core()
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    compiled: Any = core.compile_model(core.read_model(path), "CPU", settings)
-    return lambda images: torch.from_numpy(compiled(images.numpy())[0])
+    return run_openvino(path, threads)
 
 
 def _require(package: str) -> None:

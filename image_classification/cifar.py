@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classification.data_index import few
-from image_classification.errors import DataError, printable
+from image_classification.errors import DataError, first_line, printable
 from image_classification.pixel_index import PixelIndex
 from image_classification.plain_pickle import load_plain_pickle
 
@@ -199,9 +199,8 @@ def _intact(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{printable(path)} is damaged or no archive of CIFAR ({printable(reason, 100)}); get "
+            f"{printable(path)} is damaged or no archive of CIFAR ({first_line(error, 100)}); get "
             "it again"
         ) from error
 

@@ -8,7 +8,8 @@ same shapes finds most of it there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from image_classification.user_cache import keep_compiled
 if TYPE_CHECKING:
     from image_classification.device import Device
 
+
 def obstacle(device: Device) -> str | None:
     """Tries out on a trivial function whether this machine can compile for the device.
 
@@ -26,10 +28,8 @@ def obstacle(device: Device) -> str | None:
     Returns:
         One line on what is in the way, None where nothing is.
     """
-    keep_compiled()
     try:
-        probe = torch.zeros(8, device=device.torch_device)
-        torch.compile(_trivial, dynamic=False)(probe)
+        _compile(_trivial)(torch.zeros(8, device=device.torch_device))
         device.synchronize()
     except Exception as error:  # of Dynamo, of Inductor, of the compilers: each has its own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -48,8 +48,7 @@ def compiled(network: nn.Module, mode: str) -> nn.Module:
         mode: Of torch.compile: "default", "reduce-overhead" (CUDA graphs) or "max-autotune" (tries
             several kernels for each operation).
     """
-    keep_compiled()
-    wrapped: nn.Module = torch.compile(network, mode=mode, dynamic=False)
+    wrapped: nn.Module = _compile(network, mode=mode)
     return wrapped
 
 
@@ -59,9 +58,13 @@ def compiled_for_inference(network: nn.Module) -> nn.Module:
     Weights become constants: BatchNorm goes into the convolutions, and they are laid out as the
     kernels want them. Only for calls without gradients.
     """
-    keep_compiled()
-    wrapped: nn.Module = torch.compile(network, dynamic=False, options={"freezing": True})
+    wrapped: nn.Module = _compile(network, options={"freezing": True})
     return wrapped
+
+
+def _compile(function: Callable[..., Any], **how: Any) -> Any:
+    keep_compiled()
+    return torch.compile(function, dynamic=False, **how)
 
 
 def _trivial(x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from image_classification.errors import LostPeerError, UsageError
+from image_classification.errors import LostPeerError, UsageError, first_line
 from image_classification.launcher import HEARTBEAT, die_with_parent
 
 if TYPE_CHECKING:
@@ -230,10 +230,10 @@ def init(
         )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        first_line = str(error).splitlines()[0]
         raise LostPeerError(
             f"rank {launch.rank} of {launch.world_size} could not join the others at {address}: "
-            f"{first_line}; check that all {launch.world_size} processes run and the port is free"
+            f"{first_line(error)}; check that all {launch.world_size} processes run and the port "
+            "is free"
         ) from None
     _check_distinct_devices(launch, device)
     return notes

@@ -30,6 +30,12 @@ def printable(text: str | bytes | os.PathLike, limit: int = 300) -> str:
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """What an exception of a library says, its first line; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0] if lines else type(error).__name__, limit)
+
+
 def tell(program: str, error: UserError) -> int:
     """Print an error, a line for each problem, and return its exit code.
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from image_classification.metrics import LatencyMeter
 from image_classification.run_files import BENCHMARK_NAME, EVALUATION_NAME
+from image_classification.runtimes import FixedBatch
 
 if TYPE_CHECKING:
     from image_classification.dataloaders import Loader
@@ -58,16 +60,20 @@ def evaluate(
     logger.log((), row := result.metrics())
     logger.document(EVALUATION_NAME, result.document(classes, None))
     if sizes and images is not None:
-        logger.document(BENCHMARK_NAME, measure(sizes, way, images))
+        logger.document(BENCHMARK_NAME, measure(sizes, way, network, images))
     return result.top1, row
 
 
-def measure(sizes: Sequence[int], runtime: Runtime, images: Tensor) -> dict[str, Any]:
+def measure(
+    sizes: Sequence[int], runtime: Runtime, network: nn.Module, images: Tensor
+) -> dict[str, Any]:
     """Times batches that lie on the device already; loading is not measured.
 
     Args:
         sizes: Batch sizes.
-        runtime: Makes the network ready for each of them, and hears a row of a table.
+        runtime: Makes the network ready for each of them, where that matters; hears a row of a
+            table for each.
+        network: What it has made ready for `images`.
         images: [N, 3, H, W] as the network gets them; they are repeated to fill a batch.
 
     Returns:
@@ -81,7 +87,9 @@ def measure(sizes: Sequence[int], runtime: Runtime, images: Tensor) -> dict[str,
         try:
             batch = images[torch.arange(size, device=images.device) % len(images)]
             batch = batch.contiguous(memory_format=_layout(images))
-            row = _measure(runtime.prepare(batch), batch, device, amp_dtype)
+            if isinstance(network, FixedBatch):
+                network = runtime.prepare(batch)
+            row = _measure(network, batch, device, amp_dtype)
         except Exception as error:
             if not device.is_out_of_memory(error):
                 raise
@@ -116,21 +124,22 @@ def _layout(images: Tensor) -> torch.memory_format:
 def _measure(
     network: nn.Module, batch: Tensor, device: Device, amp_dtype: torch.dtype | None
 ) -> dict[str, float]:
-    meter, spent, done = LatencyMeter(_WARMUP), 0.0, 0
-    while done < _WARMUP + _LEAST or (spent < _SECONDS and done < _WARMUP + _MOST):
+    meter, end = LatencyMeter(_WARMUP), math.inf
+    for step in range(_WARMUP + _MOST):
         started = time.perf_counter()
+        if step == _WARMUP:
+            end = started + _SECONDS
+        if step >= _WARMUP + _LEAST and started > end:
+            break
         with device.autocast(amp_dtype):
             network(batch)
         device.synchronize()
-        seconds = time.perf_counter() - started
-        meter.add(seconds)
-        done += 1
-        spent += seconds if done > _WARMUP else 0.0
+        meter.add(time.perf_counter() - started)
     latency = meter.summary()
     assert latency is not None
     return {
         "batch_size": len(batch),
-        "images_per_second": (done - _WARMUP) * len(batch) / spent,
+        "images_per_second": len(batch) / latency.average,
         "latency": latency.average,
         "latency_at95": latency.at95,
         "latency_at99": latency.at99,

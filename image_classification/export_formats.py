@@ -140,17 +140,33 @@ def exporter_is_dynamo() -> bool:
     return parameter is not None and parameter.default is True
 
 
-def read_onnx(path: Path, threads: int = 0) -> Written:
-    """Read an ONNX file with onnxruntime; `threads` is 0 for all cores."""
+def read_onnx(source: Path | bytes, threads: int = 0) -> Written:
+    """Read an ONNX file, or its content, with onnxruntime; `threads` is 0 for all cores."""
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def forward(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
     return Written(forward, session.get_modelmeta().custom_metadata_map)
+
+
+def run_openvino(source: Path | bytes, threads: int, precision: str | None = None) -> Forward:
+    """Read an ONNX file, or its content, with OpenVINO.
+
+    Args:
+        source: the file or its content.
+        threads: of the CPU.
+        precision: "f32" or "bf16"; None: what OpenVINO takes to be the best on this CPU.
+    """
+    core = importlib.import_module("openvino").Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    if precision is not None:
+        settings["INFERENCE_PRECISION_HINT"] = precision
+    compiled: Any = core.compile_model(core.read_model(source), "CPU", settings)
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0])
 
 
 # ---- TorchScript

@@ -8,7 +8,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from image_classification.errors import DataError, DeviceMemoryError, LostPeerError, UserError
+from image_classification.errors import (
+    DataError,
+    DeviceMemoryError,
+    LostPeerError,
+    UserError,
+    first_line,
+)
 from image_classification.pytorch_loader import worker_failure
 
 if TYPE_CHECKING:
@@ -48,10 +54,9 @@ def explain(error: BaseException, device: Device, batch_size: int) -> UserError 
         return DataError(text)
     kind = type(error).__name__
     if kind.startswith("Dist") or any(text in str(error) for text in _LOST_PEER):
-        reason = (str(error).strip() or kind).splitlines()[0][:200]
         return LostPeerError(
-            f"another process of this run is gone or does not answer ({reason}); its own log says "
-            "why; start again with --resume auto"
+            f"another process of this run is gone or does not answer ({first_line(error)}); its "
+            "own log says why; start again with --resume auto"
         )
     return None
 

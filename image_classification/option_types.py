@@ -15,6 +15,10 @@ AUTO = -1
 LARGEST_SEED = 2**63 - 1
 
 
+#: Ways to run a trained network, see runtimes.py.
+RUNTIMES = ("eager", "compile", "onnxruntime", "openvino", "tensorrt")
+
+
 class Number:
     """Reads a number within bounds; the `type` of an option.
 

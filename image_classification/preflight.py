@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from image_classification import compiling, distributed
-from image_classification.errors import CheckpointError, UsageError, printable
+from image_classification.errors import CheckpointError, UsageError, first_line
 from image_classification.rehearsal import rehearse, size, step_times
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def spread(
     except Exception as error:
         if trainer.device.is_out_of_memory(error):
             raise
-        reason = printable(next(iter(str(error).strip().splitlines()), repr(error)))
+        reason = first_line(error)
         if trainer.world_size > 1:  # the others may be in the middle of a step
             raise UsageError(f"--compile {mode} fails: leave it out ({reason})") from error
         trainer.spread(wrap)

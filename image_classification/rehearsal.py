@@ -81,11 +81,7 @@ def _rehearse(trainer: Trainer, batch_size: int, image_size: int, layout: Any) -
     images, _ = (
         zero_images(device, batch_size, image_size, trainer.amp_dtype, layout) for _ in range(2)
     )
-    target = torch.zeros(batch_size, dtype=torch.int64, device=device.torch_device)
-    started = time.perf_counter()
-    trainer.train_alone(images, target)
-    device.synchronize()
-    seconds = time.perf_counter() - started
+    seconds = _timed_step(trainer, images)
     trainer.model.eval()
     with torch.inference_mode(), device.autocast(trainer.amp_dtype):
         trainer.model(images)
@@ -103,17 +99,20 @@ def step_times(trainer: Trainer, image_size: int, layout: Any) -> list[float]:
         image_size: Side of the images in pixels.
         layout: Their memory format.
     """
-    device, times = trainer.device, []
     batch = trainer.batch_images // trainer.world_size
-    images = zero_images(device, batch, image_size, trainer.amp_dtype, layout)
-    target = torch.zeros(batch, dtype=torch.int64, device=device.torch_device)
+    images = zero_images(trainer.device, batch, image_size, trainer.amp_dtype, layout)
     with unchanged(trainer):
-        for _ in range(3):
-            started = time.perf_counter()
-            trainer.train_alone(images, target)
-            device.synchronize()
-            times.append(time.perf_counter() - started)
-    return times
+        return [_timed_step(trainer, images) for _ in range(3)]
+
+
+def _timed_step(trainer: Trainer, images: torch.Tensor) -> float:
+    """Trains on these images, all of the first class; returns the seconds."""
+    device = trainer.device
+    target = torch.zeros(len(images), dtype=torch.int64, device=device.torch_device)
+    started = time.perf_counter()
+    trainer.train_alone(images, target)
+    device.synchronize()
+    return time.perf_counter() - started
 
 
 def zero_images(

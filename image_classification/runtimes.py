@@ -11,13 +11,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from image_classification import compiling, export_formats
 from image_classification.errors import DivergedError, UsageError
+from image_classification.export_formats import read_onnx, run_openvino
 
 if TYPE_CHECKING:
     from image_classification.device import Device
@@ -125,29 +126,11 @@ class Runtime:
         return FixedBatch(network, len(images))
 
     def _onnxruntime(self, images: Tensor) -> nn.Module:
-        runtime = importlib.import_module("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = runtime.InferenceSession(
-            self._onnx(images), options, providers=["CPUExecutionProvider"]
-        )
-
-        def run(batch: Tensor) -> Tensor:
-            found = session.run([export_formats.OUTPUT], {export_formats.INPUT: batch.numpy()})
-            return torch.from_numpy(found[0])
-
-        return _Foreign(run)
+        return _Foreign(read_onnx(self._onnx(images), torch.get_num_threads()).forward)
 
     def _openvino(self, images: Tensor) -> nn.Module:
-        core = importlib.import_module("openvino").Core()
-        settings = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32" if self.amp_dtype is None else "bf16",
-        }
-        read = core.read_model(self._onnx(images))
-        network: Any = core.compile_model(read, "CPU", settings)
-        return _Foreign(lambda batch: torch.from_numpy(network(batch.numpy())[0]))
+        precision = "f32" if self.amp_dtype is None else "bf16"
+        return _Foreign(run_openvino(self._onnx(images), torch.get_num_threads(), precision))
 
     def _onnx(self, images: Tensor) -> bytes:
         example = torch.zeros(2, *images.shape[1:])

@@ -15,10 +15,11 @@ import torch
 from runs import ROOT, environment, write_images
 
 pytest.register_assert_rewrite(
-    "option_lab", "option_table_data", "option_table_model", "option_table_runs",
-    "option_table_training",
+    "option_lab", "option_table_data", "option_table_device", "option_table_model",
+    "option_table_runs", "option_table_training",
 )
 import option_table_data  # noqa: E402, F401
+import option_table_device  # noqa: E402, F401
 import option_table_model  # noqa: E402, F401
 import option_table_runs  # noqa: E402, F401
 import option_table_training  # noqa: E402, F401

@@ -15,7 +15,7 @@ from torch import nn
 
 from image_classification import evaluation
 from image_classification.device import Device
-from image_classification.runtimes import Runtime
+from image_classification.runtimes import FixedBatch, Runtime
 
 
 def test_a_rank_without_images(tmp_path: Path) -> None:
@@ -44,13 +44,23 @@ class Full(nn.Module):
 def test_the_sweep_ends_where_the_memory_does() -> None:
     lines: list[str] = []
     way = Runtime("eager", Full(), Device.select("cpu"), None, lines.append)
-    found: dict[str, Any] = evaluation.measure([1, 3, 4, 2], way, torch.randn(2, 3, 4, 4))
+    images = torch.randn(2, 3, 4, 4)
+    found: dict[str, Any] = evaluation.measure([1, 3, 4, 2], way, way.model, images)
     assert [row["batch_size"] for row in found["batches"]] == [1, 3]
     assert lines[-1] == "4 | out of memory" and lines[1].startswith("1 | ")
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
     way = mock.Mock(device=Device.select("cpu"), amp_dtype=None)
-    way.prepare.side_effect = ValueError("shape")
+    broken = mock.Mock(side_effect=ValueError("shape"))
     with pytest.raises(ValueError, match="shape"):
-        evaluation.measure([1], way, torch.randn(2, 3, 4, 4))
+        evaluation.measure([1], way, broken, torch.randn(2, 3, 4, 4))
+
+
+def test_only_what_has_one_batch_size_is_made_ready_again() -> None:
+    way = mock.Mock(device=Device.select("cpu"), amp_dtype=None)
+    way.prepare.side_effect = lambda batch: FixedBatch(Full(), len(batch))
+    images = torch.randn(2, 3, 4, 4)
+    for network, times in ((Full(), 0), (FixedBatch(Full(), 2), 2)):
+        evaluation.measure([1, 3], way, network, images)
+        assert way.prepare.call_count == times

@@ -13,6 +13,7 @@ import torch
 from image_classification import compiling
 from image_classification.device import Device
 from image_classification.errors import DivergedError, UsageError
+from image_classification.option_types import RUNTIMES
 from image_classification.runtimes import PACKAGES, FixedBatch, Runtime
 from models import create_model
 
@@ -52,6 +53,10 @@ def test_the_precision_of_the_caller_is_not_traced() -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):  # classify.py's default
         ready = runtime("onnxruntime", lines).prepare(IMAGES)
     assert ready(IMAGES).dtype is torch.float32 and len(lines) == 1
+
+
+def test_the_options_offer_all_runtimes() -> None:
+    assert tuple(PACKAGES) == RUNTIMES
 
 
 def test_eager_is_the_network_itself() -> None:
