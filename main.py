@@ -226,6 +226,9 @@ def _add_device_options(group: argparse._ArgumentGroup) -> None:
     add("--deterministic", action="store_true", help="same bits in every run, slower on cuda")
     add("--gpu-affinity", default="none", choices=affinity.MODES, metavar="MODE",
         help=f"bind the process to CPU cores: {', '.join(affinity.MODES)}")
+    add("--parallel", default="ddp", choices=["ddp", "fsdp"],
+        help="several processes: each has all weights, or each a part (fsdp: sharded data "
+        "parallel; default: ddp)")
     add("--dist-backend", choices=["nccl", "hccl", "cncl", "xccl", "gloo"],
         help="collective library (default: the device's own)")
     add("--world-size", type=kind.COUNT, metavar="NODES",
@@ -561,9 +564,11 @@ def run(args: argparse.Namespace, notes: list[str], interruption: Interruption) 
     distributed.check_launch(
         launch, num_nodes=args.world_size, master_addr=args.addr, device_index=args.gpu_id)
     device = Device.select(args.device, launch.local_rank, args.gpu_id)
-    from image_classification import failures  # these import torch: after the device's import
+    from image_classification import failures, sharding  # import torch: after the device's import
     from image_classification.seed_record import record_seed
 
+    if args.parallel == "fsdp":
+        sharding.require_engine()
     device.configure(tf32=args.tf32, deterministic=args.deterministic)
     affinity.bind(args.gpu_affinity, launch.local_rank, launch.local_world_size)
     notes = [*notes, *distributed.init(launch, device, args.dist_backend)]
@@ -784,7 +789,7 @@ def build_trainer(
     state: Run, model: torch.nn.Module, loader: Loader, splits: Splits
 ) -> Trainer:
     """Wires optimizer, schedule, scaler and EMA; restores their state."""
-    from image_classification import checkpoint, losses, optimizers, step_plan
+    from image_classification import checkpoint, losses, optimizers, sharding, step_plan
     from image_classification.ema import ModelEma
     from image_classification.freezing import Freezing
     from image_classification.training import Trainer
@@ -796,11 +801,15 @@ def build_trainer(
         [limit // accumulation for limit in (args.prof, args.iters) if limit > 0])
     state.logger.message(step_plan.describe_steps(
         steps, len(splits.train or ()), args.batch_size, launch.world_size, accumulation, args.lr))
+    ema = None if args.use_ema is None else ModelEma(model, args.use_ema)
+    if sharded := args.parallel == "fsdp":
+        networks = [model] if ema is None else [model, ema.model]
+        state.logger.message(sharding.shard(networks, device.type, launch.world_size))
     optimizer = optimizers.create_optimizer(
         args.optimizer, model, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
         nesterov=args.nesterov, rmsprop_alpha=args.rmsprop_alpha, rmsprop_eps=args.rmsprop_eps,
         decay_all=args.bn_weight_decay, head_lr=args.head_lr,
-        fused=device.prefers_fused_optimizers(state.amp_dtype))
+        fused=device.prefers_fused_optimizers(state.amp_dtype) and not sharded)
     lr = optimizers.lr_policy(
         args.lr_schedule, args.lr, total_steps=steps * args.epochs,
         warmup_steps=round(steps * args.warmup), end_lr=args.end_lr, gamma=args.lr_gamma,
@@ -814,8 +823,7 @@ def build_trainer(
         clip_grad_norm=args.clip_grad_norm, mixup_alpha=args.mixup,
         cutmix_alpha=args.cutmix, freeze_bn=args.freeze_bn,
         freezing=Freezing(model, args.freeze, args.unfreeze_after),
-        ema=None if args.use_ema is None else ModelEma(model, args.use_ema),
-        seed=state.seed, rank=launch.rank, world_size=launch.world_size,
+        ema=ema, seed=state.seed, rank=launch.rank, world_size=launch.world_size,
         batch_images=args.batch_size * launch.world_size)
     if state.saved is not None:
         lines = checkpoint.changed_settings(state.saved, {**vars(args), "seed": state.seed})

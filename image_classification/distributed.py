@@ -301,9 +301,11 @@ def wrap(
             `no_sync` steps differ from the others).
 
     Returns:
-        A DistributedDataParallel module, or the model itself for a single process.
+        A DistributedDataParallel module; the model itself for a single process or if it is sharded.
     """
-    if launch.world_size == 1:
+    from image_classification.sharding import is_sharded  # imports torch
+
+    if launch.world_size == 1 or is_sharded(model):
         return model
     from torch.nn.parallel import DistributedDataParallel
 

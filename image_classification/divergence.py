@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from image_classification import sharding
+
 if TYPE_CHECKING:
     from image_classification.device import Device
 
@@ -98,7 +100,7 @@ class StepGuard:
         norm = None
         if clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            norm = nn.utils.clip_grad_norm_(self._parameters, clip_norm)
+            norm = sharding.total(nn.utils.clip_grad_norm_(self._parameters, clip_norm))
         if self._scaler.is_enabled():
             # Without a fused optimizer the scaler waits here once to learn of an overflow.
             self._scaler.step(self._optimizer)
@@ -123,7 +125,7 @@ class StepGuard:
     def _norm(self) -> torch.Tensor:
         """The norm of all gradients, float []: finite if all of them are and do not overflow."""
         gradients = [one.grad for one in self._parameters if one.grad is not None]
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return sharding.total(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
 
     def _step_unless(self, bad: torch.Tensor) -> None:
         if self._fused:

@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
 from torch import nn
+
+from image_classification import sharding
 
 
 class ModelEma:
@@ -31,33 +34,41 @@ class ModelEma:
         """
         self.decay = decay
         self.updates = 0
+        self._source = model
         with torch.no_grad():
             self.model = copy.deepcopy(model).eval()
         for parameter in self.model.parameters():  # a TorchScript module has no requires_grad_
             parameter.requires_grad_(False)
-        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
-        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self) -> None:
         """Moves the averages towards the current weights and statistics; no host wait."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        averages, currents = zip(*self._averaged, strict=True)
-        torch._foreach_lerp_(list(averages), list(currents), 1.0 - decay)
-        for copied, current in self._copied:
+        averages, currents, others = self._pairs
+        torch._foreach_lerp_(averages, currents, 1.0 - decay)
+        for copied, current in others:
             copied.copy_(current)
 
     def state(self) -> dict[str, Any]:
-        """Returns the averaged weights as a state dict."""
-        return self.model.state_dict()
+        """Returns the averaged weights as a state dict of whole tensors; all ranks call it."""
+        state: dict[str, Any] = sharding.whole(self.model.state_dict())
+        return state
 
     def load(self, state: dict[str, Any], updates: int) -> None:
         """Restores what `state` returned and the number of updates made until then."""
-        self.model.load_state_dict(state)
+        sharding.load_state_dict(self.model, state)
         self.updates = updates
+
+    @functools.cached_property
+    def _pairs(self) -> tuple[list[torch.Tensor], list[torch.Tensor], list[Any]]:
+        """Averages, their current values; and pairs of what is counted. Sharded or not by now."""
+        pairs = list(zip(_tensors(self.model), _tensors(self._source), strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        averages, currents = map(list, zip(*floating, strict=True))
+        return averages, currents, [pair for pair in pairs if not pair[0].is_floating_point()]
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+    tensors = (*model.parameters(), *model.buffers())
+    return [sharding.local(tensor.detach()) for tensor in tensors]

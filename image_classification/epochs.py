@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from image_classification import distributed
+from image_classification import distributed, sharding
 from image_classification.agreement import Agreement
 from image_classification.divergence import MOST_ROLLBACKS
 from image_classification.errors import CheckpointError, DivergedError
@@ -235,10 +235,11 @@ class EpochLoop:
             # BatchNorm statistics (and averages of them) are rank 0's, on every rank.
             distributed.broadcast_buffers(model)
             if "val" in self.loaders:
-                result = self.validator.run(
-                    model, self.loaders["val"], prefix, epoch=epoch,
-                    iteration=self.trainer.num_batches, between_steps=self._within_validation,
-                )  # fmt: skip
+                with sharding.gathered(model):  # ranks may have different numbers of batches
+                    result = self.validator.run(
+                        model, self.loaders["val"], prefix, epoch=epoch,
+                        iteration=self.trainer.num_batches, between_steps=self._within_validation,
+                    )  # fmt: skip
                 row |= result.metrics()
         return row, result  # of the average, which comes last, where there is one
 

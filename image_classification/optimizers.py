@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from image_classification import sharding
 from image_classification.rmsprop_tf import RMSpropTF
 from models.common import head_name
 
@@ -181,10 +182,13 @@ def lr_policy(
 
 
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """Returns the optimizer's state (momentum buffers, ...) keyed by parameter name, on the CPU."""
+    """Returns the optimizer's state (momentum buffers, ...) keyed by parameter name, on the CPU.
+
+    The tensors are whole; all ranks call it.
+    """
     return {
         name: {
-            key: value.detach().cpu() if isinstance(value, torch.Tensor) else value
+            key: sharding.whole(value.detach()).cpu() if isinstance(value, torch.Tensor) else value
             for key, value in optimizer.state.get(parameter, {}).items()
         }
         for group in optimizer.param_groups
@@ -235,7 +239,9 @@ def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _strided_like(parameter: torch.Tensor, value: Any) -> Any:
-    """Gives a buffer of the parameter's shape the parameter's memory format."""
+    """Gives a buffer of the parameter's shape its memory format, or spreads it over the ranks."""
     if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
         return value
+    if sharding.is_spread(parameter):
+        return sharding.spread_like(parameter, value)
     return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)

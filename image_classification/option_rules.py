@@ -121,6 +121,8 @@ def _rules_of_training(options: argparse.Namespace) -> list[tuple[Any, str]]:
         (options.grad_checkpointing and (options.compile or options.jit == "script"),
          "--grad-checkpointing goes neither with --compile, which decides that itself, nor with "
          "--jit script"),
+        (options.parallel == "fsdp" and (options.freeze != "none" or options.jit == "script"),
+         "--parallel fsdp goes neither with --freeze nor with --jit script: use ddp"),
         (options.head_lr is not None and options.lr == 0,
          "--head-lr is a multiple of --lr: not with 0"),
     ]  # fmt: skip

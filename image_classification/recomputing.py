@@ -44,10 +44,16 @@ def recompute_blocks(model: nn.Module) -> nn.Module:
     Returns:
         The network itself.
     """
-    for module in (module for stage in model.stages()[1:] for module in stage):
-        if all(any(block.children()) for block in module):  # a row of layers is no row of blocks
-            module.__class__ = Recomputed
+    for row in block_rows(model):
+        row.__class__ = Recomputed
     return model
+
+
+def block_rows(model: nn.Module) -> list[nn.Sequential]:
+    """Returns the parts of a network of this package that are blocks in a row."""
+    parts = [module for stage in model.stages()[1:] for module in stage]
+    # A row of layers is no row of blocks.
+    return [part for part in parts if all(any(block.children()) for block in part)]
 
 
 def _draws(block: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from image_classification import host_memory
+from image_classification import host_memory, sharding
 from image_classification.checkpoint import snapshot
 from image_classification.errors import DeviceMemoryError
 
@@ -56,7 +56,8 @@ def rehearse(trainer: Trainer, batch_size: int, image_size: int, layout: Any) ->
     """Trains and validates one batch at full size, and puts everything back as it was.
 
     Args:
-        trainer: Not yet wrapped for several ranks: no gradients are shared. All ranks call it.
+        trainer: Not yet wrapped for several ranks: no gradients are added up, unless the network
+            is sharded. All ranks call it.
         batch_size: Images of a batch.
         image_size: Their side.
         layout: Their memory format.
@@ -83,8 +84,9 @@ def _rehearse(trainer: Trainer, batch_size: int, image_size: int, layout: Any) -
     )
     seconds = _timed_step(trainer, images)
     trainer.model.eval()
-    with torch.inference_mode(), device.autocast(trainer.amp_dtype):
-        trainer.model(images)
+    with sharding.gathered(trainer.model), torch.inference_mode():
+        with device.autocast(trainer.amp_dtype):
+            trainer.model(images)
     device.synchronize()
     memory = device.memory()
     total = memory.total if memory else _host_total()
@@ -133,8 +135,7 @@ def unchanged(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.model.load_state_dict(before["state_dict"])
-        trainer.load_state_dict(before)
+        trainer.restore(before)
         for module, training in modes:
             module.training = training
         torch.set_rng_state(random)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from image_classification import sharding
 from image_classification.augmentation import hash64
 from image_classification.divergence import ROLLBACK_FACTOR, Place, StepGuard
 from image_classification.ema import ModelEma
@@ -252,7 +253,7 @@ class Trainer:
         return {
             "samples_done": self.samples_done,
             "sums": self.sums.state(),
-            "state_dict": self.model.state_dict(),
+            "state_dict": sharding.whole(self.model.state_dict()),
             "state_dict_ema": self.ema.state() if self.ema else None,
             "optimizer": state_by_name(self.optimizer),
             "amp": self.scaler.state_dict() if self.scaler.is_enabled() else None,
@@ -264,11 +265,15 @@ class Trainer:
             },
         }
 
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Goes to what `state_dict` returned, weights included; all ranks call it together."""
+        sharding.load_state_dict(self.model, saved["state_dict"])
+        self.load_state_dict(saved)
+
     def go_back(self, saved: dict[str, Any]) -> None:
         """Goes back to a checkpoint of this training, with a lower learning rate from there on."""
         rollbacks = self.rollbacks + 1
-        self.model.load_state_dict(saved["state_dict"])
-        self.load_state_dict(saved)
+        self.restore(saved)
         self.rollbacks = rollbacks
 
     def load_state_dict(self, saved: dict[str, Any]) -> list[str]:
@@ -335,10 +340,12 @@ class Trainer:
         self._micro_step = 0
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Lets DistributedDataParallel add up gradients in the last batch of a group only."""
-        if last or not hasattr(self.forward, "no_sync"):
-            return contextlib.nullcontext()
-        return self.forward.no_sync()
+        """Lets the ranks add up gradients in the last batch of a group only."""
+        if sharding.is_sharded(self.model):
+            self.model.set_requires_gradient_sync(last)
+        elif not last and hasattr(self.forward, "no_sync"):
+            return self.forward.no_sync()
+        return contextlib.nullcontext()
 
     def _draw_key(self, *stream: int) -> int:
         """Returns the key of a draw of this optimizer step, the same after any resume."""

@@ -194,6 +194,16 @@ def gpu_affinity(lab: Lab) -> None:
         os.sched_setaffinity(0, before)
 
 
+@shows("--parallel", "where the weights are (test_sharding.py has several processes)")
+def parallel(lab: Lab) -> None:
+    alone = lab.run("--parallel", "fsdp")
+    assert "--parallel fsdp: a single process keeps all of the weights" in alone.out
+    assert same(alone.weights, lab.base.weights) == []
+    for flags in (("--freeze", "stage1"), ("--jit", "script")):
+        text = lab.error("--parallel", "fsdp", *flags)
+        assert "--parallel fsdp goes neither with --freeze nor" in text and "use ddp" in text
+
+
 @shows("--dist-backend", "the collective library: one that does not serve the device is an error")
 def dist_backend(lab: Lab) -> None:
     assert lab.run("--dist-backend", "gloo", "--no-checkpoints").models

@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Sharded data parallel: the training of DistributedDataParallel, with parts of the weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from runs import ROOT, checkpoint, nursery, run_main, values, write_images
+
+from image_classification import sharding
+from image_classification.errors import UsageError
+
+COMMON = ("--arch", "resnet18", "--image-size", 32, "-b", 4, "-j", 0, "--device", "cpu", "-p", 1,
+          "--lr", 0.01, "--seed", 7, "--use-ema", 0.9, "--optimizer-batch-size", 16, "--epochs", 2,
+          "--clip-grad-norm", 1)  # fmt: skip
+
+pytestmark = pytest.mark.skipif(
+    torch.torch_version.TorchVersion(torch.__version__) < (2, 6), reason="needs PyTorch 2.6"
+)
+
+
+def test_every_optimizer_takes_the_same_steps(tmp_path: Path) -> None:
+    script = ROOT / "test" / "system" / "sharded_ranks.py"
+    done = nursery().run(ROOT / "multiproc.py", "--nproc_per_node", 2, "--log_dir", tmp_path,
+                         script, timeout=280)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "GPU_1.log").read_text()
+    assert re.findall(r"^([a-z-]+): the same$", done.stdout, re.MULTILINE) == [
+        "sgd", "adamw", "rmsprop", "rmsprop-tf"
+    ]  # fmt: skip
+
+
+def test_a_training_goes_on_either_way(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", train=6, val=3)  # ranks with 2 and 1 batches of val
+
+    def run(name: str, *flags: object) -> str:
+        return run_main(images, *COMMON, *flags, "--workspace", tmp_path / name, ranks=2).stdout
+
+    run("straight")
+    said = run("mixed", "--run-epochs", 1, "--parallel", "fsdp")
+    assert re.search(r"weights are spread over 2 processes: 42\.\d of 85\.\d MiB on this one", said)
+    run("back", "--resume", tmp_path / "mixed" / "checkpoint.pth.tar")
+    run("mixed", "--resume", "auto", "--parallel", "fsdp")
+    expected = checkpoint(tmp_path / "straight" / "checkpoint.pth.tar")
+    for name in ("mixed", "back"):
+        for metric in ("train.loss", "train.grad_norm", "val.loss", "val_ema.loss"):
+            found, wanted = (values(tmp_path / one, "epoch", metric) for one in (name, "straight"))
+            assert found == pytest.approx(wanted[-len(found):], rel=1e-3), (name, metric)
+        made = checkpoint(tmp_path / name / "checkpoint.pth.tar")
+        for part in ("state_dict", "state_dict_ema"):
+            assert all(type(entry) is torch.Tensor for entry in made[part].values())
+            for key, entry in expected[part].items():
+                assert torch.allclose(made[part][key], entry, atol=1e-4), (name, key)
+
+
+def test_an_older_pytorch_is_refused() -> None:
+    with mock.patch("torch.__version__", "2.5.1+cpu"), pytest.raises(UsageError) as error:
+        sharding.require_engine()
+    assert "needs PyTorch 2.6 or newer, this is 2.5.1+cpu; use --parallel ddp" in str(error.value)
+    with mock.patch("torch.__version__", "2.6.0"):
+        sharding.require_engine()
