@@ -148,10 +148,15 @@ class Comparison(NamedTuple):
             median_rate, extremes = f"{rate.median:.1f}", f"{rate.low:.1f}-{rate.high:.1f}"
             relative = ratio.text(2) if ratio else "-"
             lines.append([result.name, median_rate, extremes, relative, peak])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        lines.insert(1, ["-" * width for width in widths])
-        cells = ([text.ljust(width) for text, width in zip(x, widths, strict=True)] for x in lines)
-        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        return markdown_table(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Formats rows of cells, the first one as the head, without a newline at the end."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    cells = ([text.ljust(width) for text, width in zip(x, widths, strict=True)] for x in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def compare(
