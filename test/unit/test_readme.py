@@ -25,7 +25,7 @@ import main
 import multiproc
 import prune
 import quantize
-from benchmarks import finetune, inference, loader, train_step
+from benchmarks import finetune, inference, loader, scaling, train_step
 from image_classification import dataset_tools, errors
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.logger import METRICS
@@ -53,6 +53,7 @@ PARSERS: dict[str, argparse.ArgumentParser] = {
     "benchmarks/inference.py": inference.build_parser(),
     "benchmarks/train_step.py": train_step.build_parser(),
     "benchmarks/loader.py": loader.build_parser(),
+    "benchmarks/scaling.py": scaling.build_parser(),
     "image_classification.dataset_tools": dataset_tools.build_parser(),
     "image_classification.report": report.build_parser(),
     "docs/figures/draw.py": runpy.run_path(str(ROOT / "docs/figures/draw.py"))["build_parser"](),
