@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.measure import Contender, Runner, Unavailable
-from benchmarks.peers import timm_loop, torchvision_loop
+from benchmarks.peers import nvidia_loop, timm_loop, torchvision_loop
 from image_classification.augmentation import TrainPreset
 from image_classification.dataloaders import SyntheticIndex, create_loader
 from image_classification.device import Device
@@ -36,6 +36,7 @@ NAMES = {
     "torchvision-amp": "torchvision amp hand",
     "timm-fp32": "timm fp32",
     "timm-amp": "timm amp",
+    "nvidia-amp": "nvidia float16 nhwc",
 }
 BASELINE = NAMES["torchvision-fp32"]
 # The same precision and memory format with and without this package.
@@ -196,6 +197,8 @@ def _describe(name: str, arch: str, device: Device, setup: Setup) -> Contender:
     same: dict[str, Any] = {"amp_dtype": setup.amp_dtype, "memory_format": setup.memory_format}
 
     def build() -> Runner:
+        if peer == "nvidia":
+            return PeerRunner(nvidia_loop.build(*batch), len(setup.target))
         if kind == "amp" and setup.amp_dtype is None:
             raise Unavailable(device.amp_dtype()[1])
         if peer == "ours":

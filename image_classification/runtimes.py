@@ -126,11 +126,11 @@ class Runtime:
         return FixedBatch(network, len(images))
 
     def _onnxruntime(self, images: Tensor) -> nn.Module:
-        return _Foreign(read_onnx(self._onnx(images), torch.get_num_threads()).forward)
+        return Foreign(read_onnx(self._onnx(images), torch.get_num_threads()).forward)
 
     def _openvino(self, images: Tensor) -> nn.Module:
         precision = "f32" if self.amp_dtype is None else "bf16"
-        return _Foreign(run_openvino(self._onnx(images), torch.get_num_threads(), precision))
+        return Foreign(run_openvino(self._onnx(images), torch.get_num_threads(), precision))
 
     def _onnx(self, images: Tensor) -> bytes:
         example = torch.zeros(2, *images.shape[1:])
@@ -170,8 +170,12 @@ class FixedBatch(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class _Foreign(nn.Module):
-    """A network outside of PyTorch, which wants contiguous float32."""
+class Foreign(nn.Module):
+    """A network outside of PyTorch, which wants contiguous float32.
+
+    Args:
+        run: Maps float32 [N, 3, H, W] on the CPU to logits.
+    """
 
     def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -41,18 +41,12 @@ def build(
     Raises:
         Unavailable: No timm, or no such network in it.
     """
-    try:
-        import timm
-        from timm.loss import LabelSmoothingCrossEntropy
-        from timm.optim import create_optimizer_v2
-    except ImportError as error:
-        raise Unavailable(f"timm cannot be imported ({error}): pip install timm") from error
-    name = arch.replace("se-", "se").replace("-", "_")
-    if not timm.is_model(name):
-        raise Unavailable(f"timm has no {name}")
     device = images.device
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name).to(device, memory_format=memory_format).train()
+    model = create_model(arch).to(device, memory_format=memory_format).train()
+    from timm.loss import LabelSmoothingCrossEntropy
+    from timm.optim import create_optimizer_v2
+
     criterion = LabelSmoothingCrossEntropy(0.1)
     optimizer = create_optimizer_v2(
         model, opt="sgd", lr=0.1 * len(images) / 256, momentum=0.9, weight_decay=2e-5
@@ -70,3 +64,20 @@ def build(
         return loss.detach()
 
     return run
+
+
+def create_model(arch: str) -> nn.Module:
+    """Makes timm's network of that name, as this package writes it, with random weights.
+
+    Raises:
+        Unavailable: No timm, or no such network in it.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise Unavailable(f"timm cannot be imported ({error}): pip install timm") from error
+    name = arch.replace("se-", "se").replace("-", "_")
+    if not timm.is_model(name):
+        raise Unavailable(f"timm has no {name}")
+    model: nn.Module = timm.create_model(name)
+    return model

@@ -34,7 +34,7 @@ def build_reference(
     Raises:
         Unavailable: No torchvision, or no such network in it.
     """
-    model = _create_model(arch).to(images.device).train()
+    model = create_model(arch).to(images.device).train()
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1 * len(images) / 256, momentum=0.9, weight_decay=1e-4
@@ -77,7 +77,7 @@ def build_by_hand(
         Unavailable: No torchvision, or no such network in it.
     """
     device = images.device
-    model = _create_model(arch).to(device, memory_format=memory_format).train()
+    model = create_model(arch).to(device, memory_format=memory_format).train()
     criterion = nn.CrossEntropyLoss()
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     undecayed = [parameter for parameter in model.parameters() if parameter.ndim == 1]
@@ -102,7 +102,12 @@ def build_by_hand(
     return run
 
 
-def _create_model(arch: str) -> nn.Module:
+def create_model(arch: str) -> nn.Module:
+    """Makes torchvision's network of that name, as this package writes it, with random weights.
+
+    Raises:
+        Unavailable: No torchvision, or no such network in it.
+    """
     try:
         from torchvision import models
     except ImportError as error:

@@ -54,8 +54,9 @@ def test_the_table_has_a_row_for_every_contender_that_runs(
     header, rule, *body = [cells(line) for line in printed.splitlines() if line.startswith("|")]
     assert header[1:3] == ["img/s", "min-max"] and "torchvision fp32 nchw" in header[3]
     assert set("".join(rule)) == {"-"}
+    left_out = ["nvidia", *([] if TIMM else ["timm"]), *([] if MIXED else ["amp"])]
     names = [name for name in train_contenders.NAMES.values()
-             if (TIMM or "timm" not in name) and (MIXED or "amp" not in name)]  # fmt: skip
+             if not any(word in name for word in left_out)]  # fmt: skip
     assert [row[0] for row in body] == names
     rates = {row[0]: float(row[1]) for row in body}
     for contender in record["contenders"]:
@@ -286,3 +287,18 @@ def test_the_worth_of_pretrained_weights_is_told(
     assert "class_2 has 8 images for 2 in val and 0 in train" in capsys.readouterr().err
     assert finetune.main([str(tmp_path), *words[1:]]) == 3
     assert "holds 2 class folders, 4 are needed" in capsys.readouterr().err
+
+
+def test_all_benchmarks_in_one_run(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--quick", "--device", "cpu",
+               "--parts", "memory", "runtimes", "--json", str(tmp_path / "run.json")]  # fmt: skip
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=280
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
+    parts = json.loads((tmp_path / "run.json").read_text())["parts"]
+    assert parts["memory"]["record"]["bytes"].keys() >= {"default", "--grad-checkpointing"}
+    (batch,) = parts["runtimes"]["record"]["batches"].values()
+    rates = {row["name"]: row["images_per_second"]["median"] for row in batch}
+    assert rates["ours eager"] > 0 and rates["ours compile"] > 0
+    assert "| ours eager " in done.stdout and "| --grad-checkpointing " in done.stdout

@@ -25,7 +25,18 @@ import main
 import multiproc
 import prune
 import quantize
-from benchmarks import finetune, inference, loader, scaling, train_step
+from benchmarks import (
+    finetune,
+    inference,
+    loader,
+    memory,
+    memory_bound,
+    scaling,
+    startup,
+    train_step,
+)
+from benchmarks import run as benchmark_run
+from benchmarks import runtimes as benchmark_runtimes
 from image_classification import dataset_tools, errors
 from image_classification.device_table import DEVICE_TABLE
 from image_classification.logger import METRICS
@@ -54,6 +65,11 @@ PARSERS: dict[str, argparse.ArgumentParser] = {
     "benchmarks/train_step.py": train_step.build_parser(),
     "benchmarks/loader.py": loader.build_parser(),
     "benchmarks/scaling.py": scaling.build_parser(),
+    "benchmarks/run.py": benchmark_run.build_parser(),
+    "benchmarks/runtimes.py": benchmark_runtimes.build_parser(),
+    "benchmarks/startup.py": startup.build_parser(),
+    "benchmarks/memory.py": memory.build_parser(),
+    "benchmarks/memory_bound.py": memory_bound.build_parser(),
     "image_classification.dataset_tools": dataset_tools.build_parser(),
     "image_classification.report": report.build_parser(),
     "docs/figures/draw.py": runpy.run_path(str(ROOT / "docs/figures/draw.py"))["build_parser"](),

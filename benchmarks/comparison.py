@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""Two results of run.py: what has become slower than the spread of its measurements.
+
+A machine is faster in one hour than in another. Where a table has peers, whose code is the same in
+both results, what they gained or lost is the machine's and is taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+from benchmarks.measure import Spread, markdown_table
+
+_PEERS = ("torchvision", "timm", "nvidia", "pillow", "opencv", "nvimgcodec", "dali", "dataloader")
+_LEAST = 0.02  # what one measurement cannot tell apart
+
+
+class Figure(NamedTuple):
+    """A measured figure.
+
+    Attributes:
+        part: Which table it is from.
+        name: Its row.
+        speed: Its spread, the larger the better: a rate, or 1 / seconds or 1 / bytes.
+    """
+
+    part: str
+    name: str
+    speed: Spread
+
+
+def figures(result: dict[str, Any]) -> list[Figure]:
+    """Lists what a result of run.py holds."""
+    return [
+        figure
+        for part, entry in result["parts"].items()
+        for figure in _figures(part, entry.get("record", {}))
+    ]
+
+
+def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
+    """Compares two results of run.py.
+
+    Returns:
+        A table, and the rows that have become slower than the spread.
+    """
+    before = {(figure.part, figure.name): figure.speed for figure in figures(old)}
+    changes = [
+        (figure, before[key], figure.speed.median / before[key].median)
+        for figure in figures(new)
+        if (key := (figure.part, figure.name)) in before
+    ]
+    rows, slower = [["figure", "new / old", "peers'", "spread", ""]], []
+    for figure, was, change in changes:
+        if _is_peer(figure.name):
+            continue
+        theirs = [one for other, _, one in changes
+                  if other.part == figure.part and _is_peer(other.name)]  # fmt: skip
+        machine = median(theirs) if theirs else 1.0
+        spread = max(_width(figure.speed), _width(was), _LEAST)
+        verdict = "slower" if change / machine < 1.0 - spread else ""
+        name = f"{figure.part}: {figure.name}"
+        slower += [name] if verdict else []
+        rows.append([name, f"{change:.2f}", f"{machine:.2f}" if theirs else "-", f"{spread:.0%}",
+                     verdict])  # fmt: skip
+    end = f"slower than the spread: {', '.join(slower) or 'nothing'}"
+    return f"{markdown_table(rows)}\n\n{end}", slower
+
+
+def _figures(path: str, record: Any) -> Iterator[Figure]:
+    """Walks through a record: rows with images per second, seconds with a spread, bytes."""
+    if isinstance(record, list):
+        for entry in record:
+            if isinstance(entry, dict) and isinstance(entry.get("images_per_second"), dict):
+                yield Figure(path, entry["name"], _spread(entry["images_per_second"]))
+    if not isinstance(record, dict):
+        return
+    for name, entry in record.items():
+        if name == "seconds" and isinstance(entry, dict):
+            for row, found in entry.items():
+                yield Figure(path, row, _inverse(_spread(found)))
+        elif name == "bytes" and isinstance(entry, dict):
+            for row, size in entry.items():
+                yield Figure(path, row, _inverse(Spread(size, size, size)))
+        elif name != "environment":
+            inner = path if name in ("contenders", "batches") else f"{path}/{name}"
+            yield from _figures(inner, entry)
+
+
+def _spread(found: dict[str, float]) -> Spread:
+    return Spread(found["median"], found["low"], found["high"])
+
+
+def _inverse(spread: Spread) -> Spread:
+    tiny = 1e-9
+    return Spread(1 / max(spread.median, tiny), 1 / max(spread.high, tiny),
+                  1 / max(spread.low, tiny))  # fmt: skip
+
+
+def _width(spread: Spread) -> float:
+    """How far the worst round is from the median, as a share."""
+    return 1.0 - spread.low / spread.median
+
+
+def _is_peer(name: str) -> bool:
+    return name.lower().startswith(_PEERS)
