@@ -52,6 +52,8 @@ NAMES = {
     "timm-compile-amp": Way("timm compiled amp nhwc", "timm", "compile", True, "nhwc"),
     "eager": Way("ours eager", "ours", "eager", False),
     "eager-amp": Way("ours eager --amp", "ours", "eager", True),
+    "folded": Way("ours folded", "ours", "folded", False),
+    "folded-amp": Way("ours folded --amp", "ours", "folded", True),
     "compile": Way("ours compile", "ours", "compile", False),
     "compile-amp": Way("ours compile --amp", "ours", "compile", True),
     "onnxruntime": Way("ours onnxruntime", "ours", "onnxruntime", False),

@@ -16,7 +16,7 @@ LARGEST_SEED = 2**63 - 1
 
 
 #: Ways to run a trained network, see runtimes.py.
-RUNTIMES = ("eager", "compile", "onnxruntime", "openvino", "tensorrt")
+RUNTIMES = ("eager", "folded", "compile", "onnxruntime", "openvino", "tensorrt")
 
 
 class Number:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from image_classification import compiling, export_formats
 from image_classification.errors import DivergedError, UsageError
 from image_classification.export_formats import read_onnx, run_openvino
+from image_classification.folding import fold_batch_norm
 
 if TYPE_CHECKING:
     from image_classification.device import Device
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 #: What each of them needs.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "eager": (),
+    "folded": (),
     "compile": (),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
@@ -114,6 +116,9 @@ class Runtime:
             names = " ".join(name.replace("_", "-") for name in missing)
             raise UsageError(f"--runtime {self.name} needs {names}: pip install {names}")
 
+    def _folded(self, images: Tensor) -> nn.Module:
+        return fold_batch_norm(self.model)
+
     def _compile(self, images: Tensor) -> nn.Module:
         if (problem := compiling.obstacle(self.device)) is not None:
             self.say(f"{problem}: eager instead")
@@ -141,6 +146,7 @@ class Runtime:
 
 
 _MAKERS: dict[str, Callable[[Runtime, Tensor], nn.Module]] = {
+    "folded": Runtime._folded,
     "compile": Runtime._compile,
     "onnxruntime": Runtime._onnxruntime,
     "openvino": Runtime._openvino,

@@ -25,7 +25,7 @@ LEVELS: dict[int, set[str]] = {
         "save_interval", "cifar", "pixel_index", "plain_pickle", "download", "small_images",
         "confusion", "environment", "divergence", "control_group", "host_memory", "model_card",
         "seed_record", "weight_formats", "published_weights", "val_split",
-        "compiling", "recomputing", "sharding", "step_plan", "presets", "policies",
+        "compiling", "folding", "recomputing", "sharding", "step_plan", "presets", "policies",
         "image_operations", "batch_augmentation", "models"},
     1: {"distributed", "agreement", "running_sums", "logger", "dlll_log", "log_sinks"},
     2: {"checkpoint", "checkpoint_files", "saver", "pretrained", "weight_files", "loader_worker",

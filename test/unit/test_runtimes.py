@@ -26,7 +26,7 @@ def runtime(name: str, lines: list[str], amp_dtype: torch.dtype | None = None) -
     return Runtime(name, create_model("resnet18_cifar", 5), CPU, amp_dtype, lines.append)
 
 
-@pytest.mark.parametrize("name", ["compile", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["folded", "compile", "onnxruntime", "openvino"])
 def test_logits_are_those_of_eager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("onnx", "onnxscript", *PACKAGES[name]) if PACKAGES[name] else ():
         pytest.importorskip(package)
