@@ -4,25 +4,80 @@
 
 Hundreds of starts are many minutes of imports. Such a run is a process of its own, with its own
 session, environment, output and exit code, and executes its script from the first line on; if that
-is a launcher, its ranks are forked too. As a program this file reads an order per line and answers
-each with a number.
+is a launcher, its ranks are forked too. As a program this file forks a run for each order that
+comes through a socket (see forked_client.py) and answers with its number and, later, its exit code.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
+import contextlib
+import gc
 import os
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+import forked_client
+
+
+class Run:
+    """A run that was started, with what tests use of `subprocess.Popen`.
+
+    Args:
+        connection: To the nursery, which ends the run when it is closed.
+        pid: Number of its process, which leads a group of its own.
+        output: What it prints.
+    """
+
+    def __init__(self, connection: socket.socket, pid: int, output: IO[str] | None) -> None:
+        self.pid, self.stdout = pid, output
+        self.returncode: int | None = None
+        self._connection = connection
+        self._read: list[str] = []
+        self._reader = threading.Thread(target=self._read_all, daemon=True)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for its end (s) and returns its exit code."""
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+            self.returncode = int(forked_client.read_line(self._connection))
+            self._connection.close()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """Reads all that it prints and waits for its end; may be called again after a timeout."""
+        if not self._reader.ident:
+            self._reader.start()
+        self._reader.join(timeout)
+        if self._reader.is_alive():
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+        self.wait(timeout)
+        return self._read[0], None
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal, unless its end has been seen."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def _read_all(self) -> None:
+        assert self.stdout is not None
+        self._read.append(self.stdout.read())
 
 
 class Nursery:
@@ -30,52 +85,80 @@ class Nursery:
 
     def __init__(self, env: dict[str, str]) -> None:
         self._env = env
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True,
-        )  # fmt: skip
+        self._folder = tempfile.TemporaryDirectory(prefix="nursery-")
+        self._address = str(Path(self._folder.name, "socket"))
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self._address)
+            listener.listen(64)
+            # It ends when its input does, that is with this process at the latest.
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(listener.fileno())], env=env,
+                stdin=subprocess.PIPE, pass_fds=[listener.fileno()],
+            )  # fmt: skip
 
-    def __enter__(self) -> Nursery:
-        return self
+    @property
+    def python(self) -> str:
+        """A program that takes Python's command line and has it executed here.
 
-    def __exit__(self, *error: object) -> None:
-        self._process.communicate()
-
-    def start(self, *command: Any, log: Path, **env: str) -> int:
-        """Starts a script with its arguments; it adds its output to a file.
-
-        Returns:
-            The number of its process.
+        It stands for its run: passes signals on, ends with its exit code, and takes it with it.
         """
-        return self._order(command, {**self._env, **env}, [str(log)] * 2)
+        path = Path(self._folder.name, "python")
+        if not path.exists():
+            client = [sys.executable, "-I", "-S", forked_client.__file__, self._address]
+            words = " ".join(f"'{word}'" for word in client)
+            path.write_text(f'#!/bin/sh\nexec {words} "$0" "$@"\n')
+            path.chmod(0o755)
+        return str(path)
 
-    def run(
-        self, *command: Any, timeout: float, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs a script with its arguments to its end, within `timeout` seconds.
+    def start(
+        self, *command: Any, env: dict[str, str] | None = None, log: Path | None = None
+    ) -> Run:
+        """Starts a script with its arguments.
 
         Args:
             env: The whole environment, plug-ins of PyTorch on its PYTHONPATH included; by default
                 that of this process.
+            log: It adds its output to that file; by default `Run.stdout` reads it.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder, name) for name in ("out", "err")]
-            pid = self._order(command, env or self._env, [*map(str, files)], wait=True)
-            assert self._process.stdout is not None
-            if not select.select([self._process.stdout], [], [], timeout)[0]:
-                os.killpg(pid, signal.SIGKILL)
-            code = int(self._process.stdout.readline())
-            out, err = (file.read_text(errors="replace") for file in files)
-        return subprocess.CompletedProcess([*map(str, command)], code, out, err)
+        with contextlib.ExitStack() as files:
+            null = files.enter_context(open(os.devnull, "rb"))
+            if log is not None:
+                target, output = files.enter_context(log.open("ab")).fileno(), None
+            else:
+                reader, target = os.pipe()
+                files.callback(os.close, target)
+                output = open(reader, errors="replace")
+            return Run(*self._order(command, env, [null.fileno(), target, target]), output)
+
+    def run(
+        self, *command: Any, timeout: float, env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        """Runs a script with its arguments to its end, within `timeout` seconds; as `start`."""
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as out,
+            tempfile.TemporaryFile("w+", errors="replace") as err,
+            open(os.devnull, "rb") as null,
+        ):
+            files = [null.fileno(), out.fileno(), err.fileno()]
+            run = Run(*self._order(command, env, files, cwd), None)
+            try:
+                code = run.wait(timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(run.pid, signal.SIGKILL)
+                code = run.wait()
+            out.seek(0), err.seek(0)
+            return subprocess.CompletedProcess([*map(str, command)], code, out.read(), err.read())
 
     def _order(
-        self, command: tuple[Any, ...], env: dict[str, str], files: list[str], wait: bool = False
-    ) -> int:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        order = {"command": [*map(str, command)], "env": env, "files": files, "wait": wait}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        self, command: tuple[Any, ...], env: dict[str, str] | None, files: list[int],
+        cwd: Path | None = None,
+    ) -> tuple[socket.socket, int]:  # fmt: skip
+        order = {
+            "command": [*map(str, command)], "env": env or self._env, "cwd": str(cwd or Path.cwd()),
+            "executable": sys.executable, "ignored": [],
+        }  # fmt: skip
+        return forked_client.send(self._address, order, files)
 
 
 class Forked:
@@ -102,11 +185,13 @@ class Forked:
                     if callable(signal.getsignal(number)):
                         signal.signal(number, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python starts
+                os.setsid()
                 preexec_fn()
                 if stdout is not None:
                     assert (stdin, stderr) == (Forked.DEVNULL, Forked.STDOUT)
-                    redirect([os.devnull, stdout.fileno(), stdout.fileno()])
-                execute(command[2:], env)
+                    with open(os.devnull, "rb") as null:
+                        redirect([null.fileno(), stdout.fileno(), stdout.fileno()])
+                execute(command[1:], env)
             except SystemExit as end:
                 self.returncode = end.code if isinstance(end.code, int) else bool(end.code)
             except BaseException:
@@ -118,22 +203,41 @@ class Forked:
                 os._exit(self.returncode or 0)
 
 
-def redirect(files: list[str | int]) -> None:
-    """Makes input, output and errors those files (paths, or open ones)."""
+def redirect(files: list[int]) -> None:
+    """Makes input, output and errors those open files."""
     for number, file in enumerate(files):
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        os.dup2(file if isinstance(file, int) else os.open(file, flags, 0o644), number)
+        os.dup2(file, number)
+
+
+def name_rank(rank: str) -> None:
+    """Shows the rank to who looks for it: a forked process keeps the environment of its parent."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(f"rank {rank}")
 
 
 def execute(command: list[str], env: dict[str, str]) -> None:
-    """What `python SCRIPT ARGUMENTS` does, from its first line on."""
+    """What `python [-u] SCRIPT|-m MODULE|-c CODE ARGUMENTS` does, from its first line on."""
     os.environ.clear()
     os.environ.update(env)
-    os.setsid()
-    sys.argv = command
-    sys.path[0] = str(Path(command[0]).parent)
+    if unbuffered := command[0] == "-u":
+        command = command[1:]
+    if unbuffered or env.get("PYTHONUNBUFFERED"):
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    if "RANK" in env:
+        name_rank(env["RANK"])
     if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") != "0":
         torch._import_device_backends()  # as `import torch` does: plug-ins of this environment
+    if command[0] in ("-m", "-c"):
+        kind, what, *arguments = command
+        sys.argv = [kind, *arguments]
+        sys.path[0] = os.getcwd() if kind == "-m" else ""
+        if kind == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+        return
+    sys.argv = command
+    sys.path[0] = str(Path(command[0]).parent)
     if command[0].endswith("multiproc.py"):
         from image_classification import launcher
 
@@ -141,26 +245,99 @@ def execute(command: list[str], env: dict[str, str]) -> None:
     runpy.run_path(command[0], run_name="__main__")
 
 
-def become(order: dict[str, Any]) -> None:
+def become(order: dict[str, Any], files: list[int]) -> None:
     """Executes an order in this process, which has been forked for it."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    redirect([os.devnull, *order["files"]])
+    for number in order["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    redirect(files)
+    for file in files:
+        os.close(file)
+    os.chdir(order["cwd"])
+    sys.executable = order["executable"]
     if path := order["env"].get("PYTHONPATH"):
         sys.path[1:1] = path.split(os.pathsep)
     execute(order["command"], order["env"])
 
 
+def end(pid: int) -> None:
+    """Ends a run and its group, of which it may not be the leader yet."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
+
+
+class Server:
+    """Forks runs, one for each connection, until its own input ends."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._wakeup, writer = socket.socketpair()
+        for one in (self._wakeup, writer):
+            one.setblocking(False)
+        self._writer = writer
+        self._runs: dict[int, socket.socket] = {}
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+
+    def serve(self) -> None:
+        """Returns when there is nobody who could start a run."""
+        while True:
+            runs = {connection: pid for pid, connection in self._runs.items()}
+            watched = [sys.stdin, self._listener, self._wakeup, *runs]
+            ready = select.select(watched, [], [])[0]
+            if sys.stdin in ready:
+                for pid in self._runs:
+                    end(pid)
+                return
+            for connection in ready:
+                if connection in runs:  # who has started it is gone
+                    end(runs[connection])
+            if self._wakeup in ready:
+                self._wakeup.recv(4096)
+                self._reap()
+            if self._listener in ready:
+                self._fork(self._listener.accept()[0])
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                connection = self._runs.pop(ended[0])
+                with contextlib.suppress(BrokenPipeError):
+                    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(ended[1]))
+                connection.close()
+
+    def _fork(self, connection: socket.socket) -> None:
+        order, files = forked_client.receive(connection)
+        if not (pid := os.fork()):
+            for one in (self._listener, self._wakeup, self._writer, connection):
+                one.close()
+            for one in self._runs.values():
+                one.close()
+            become(order, files)
+            sys.exit()
+        for file in files:
+            os.close(file)
+        self._runs[pid] = connection
+        with contextlib.suppress(BrokenPipeError):
+            connection.sendall(b"%d\n" % pid)
+
+
+def silence() -> None:
+    """The end of the interpreter is not told: PyTorch's modules, frozen, are leaks to nanobind."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 if __name__ == "__main__":
+    atexit.register(silence)  # is called last
+    gc.disable()
     import torch._dynamo
     import torch._inductor
 
-    for line in sys.stdin:
-        order = json.loads(line)
-        # Nobody waits for most of them.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if order["wait"] else signal.SIG_IGN)
-        if not (pid := os.fork()):
-            become(order)
-            sys.exit()
-        print(pid, flush=True)
-        if order["wait"]:
-            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    gc.freeze()  # a run that looks for garbage, last at its end, would go through all of PyTorch
+    gc.enable()
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
+        Server(requests).serve()

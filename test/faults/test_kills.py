@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forked import Nursery
 from record import record
-from runs import ROOT, environment, run_main
+from runs import ROOT, environment, nursery, run_main
 from victims import STATEFUL, differences, is_running, members, wait_until, whole
 
 from image_classification.checkpoint_files import CheckpointFiles, load_verified
@@ -63,18 +62,17 @@ def test_killed_again_and_again(
     flags = (*STATEFUL, "--epochs", epochs)
     command = (images, *flags, "-b", 4, "--workspace", workspace, "--resume", "auto")
     saboteur, saved = ROOT / "test" / "faults" / "saboteur.py", 0
-    with Nursery(environment()) as nursery:
-        for _ in range(kills):
-            steps.unlink(missing_ok=True)
-            pid = nursery.start(
-                saboteur, *command, "--checkpoint-interval", 1, log=tmp_path / "log",
-                PAUSE="saves 0.03", NOTES=str(tmp_path),
-            )  # fmt: skip
-            done = killed(pid, steps, draw)
-            before, saved = saved, check(workspace)
-            assert before <= saved <= done <= saved + 2
-            record("SIGKILL of the process", "save" if is_half_saved(workspace) else "step",
-                   lost_steps=done - saved, leftover=0, exit_code=137)  # fmt: skip
+    env = environment(PAUSE="saves 0.03", NOTES=str(tmp_path))
+    for _ in range(kills):
+        steps.unlink(missing_ok=True)
+        run = nursery().start(
+            saboteur, *command, "--checkpoint-interval", 1, env=env, log=tmp_path / "log"
+        )
+        done = killed(run.pid, steps, draw)
+        before, saved = saved, check(workspace)
+        assert before <= saved <= done <= saved + 2
+        record("SIGKILL of the process", "save" if is_half_saved(workspace) else "step",
+               lost_steps=done - saved, leftover=0, exit_code=137)  # fmt: skip
     assert 0 < saved < STEPS * epochs
     run_main(*command)
     assert differences(workspace, straight(1, *flags)) == []

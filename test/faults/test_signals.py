@@ -26,7 +26,8 @@ def start(images: Path, tmp_path: Path, phase: str, ranks: int, *flags: Any) -> 
     """A run that waits in a phase, and has come there."""
     seconds = 3.0 if phase == "save" else 1.0
     victim = Victim(images, *FLAGS, *flags, "--workspace", tmp_path / "w", ranks=ranks,
-                    pause=f"{phase} {seconds}", notes=tmp_path / "notes")  # fmt: skip
+                    pause=f"{phase} {seconds}", notes=tmp_path / "notes",
+                    forked=phase != "import")  # fmt: skip
     victim.reach()
     return victim
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from runs import ROOT, checkpoint, environment, same
+from forked import Run
+from runs import ROOT, checkpoint, environment, nursery, same
 
 import main
 from image_classification.launcher import exit_code
@@ -68,19 +70,18 @@ class Victim:
         notes: Folder of what the ranks tell about themselves; needed with `pause`.
         env: Further variables of the environment.
         batch: Images per step, over all ranks.
+        forked: Whether it does without its start-up, see forked.py; with a launcher never.
     """
 
     def __init__(
         self, *arguments: Any, ranks: int = 1, launcher: tuple[Any, ...] = (),
         launcher_options: tuple[Any, ...] = (), sabotage: str = "", pause: str = "",
         notes: Path | None = None, env: dict[str, str] | None = None, saves: str = "",
-        batch: int = 4,
+        batch: int = 4, forked: bool = True,
     ) -> None:  # fmt: skip
         command: list[Any] = [*launcher]
-        if not launcher:
-            command = [sys.executable]
-            if ranks > 1 or launcher_options:
-                command += [ROOT / "multiproc.py", "--nproc_per_node", ranks, *launcher_options]
+        if not launcher and (ranks > 1 or launcher_options):
+            command = [ROOT / "multiproc.py", "--nproc_per_node", ranks, *launcher_options]
         own_script = launcher and str(launcher[-1]).endswith(".sh")
         if not own_script:
             spoiled = sabotage or pause or saves
@@ -93,11 +94,16 @@ class Victim:
         extra |= {"PAUSE": pause} if pause else {}
         extra |= {"SABOTAGE_SAVES": saves} if saves else {}
         self.ranks, self.phase, self.notes = ranks, pause.partition(" ")[0], notes
-        self.process = subprocess.Popen(
-            [*map(str, [*command, *arguments, "-b", batch // ranks])],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(**extra),
-            start_new_session=True,
-        )  # fmt: skip
+        command += [*arguments, "-b", batch // ranks]
+        self.process: subprocess.Popen[str] | Run
+        if launcher or not forked:
+            start = [] if launcher else [sys.executable]
+            self.process = subprocess.Popen(
+                [*map(str, [*start, *command])], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, env=environment(**extra), start_new_session=True,
+            )  # fmt: skip
+        else:
+            self.process = nursery().start(*command, env=environment(**extra))
         self.output = ""
         self.processes: list[int] = []
         self._struck_at = 0.0
@@ -167,7 +173,7 @@ class Victim:
         if rank == "launcher":
             return self.process.pid
         for pid in members(self.process.pid):
-            if value_of(pid, "RANK") == str(rank):
+            if rank_of(pid) == str(rank):
                 return pid
         return self.process.pid
 
@@ -206,6 +212,15 @@ def value_of(pid: int, name: str) -> str | None:
         return None
     found = [entry for entry in entries if entry.startswith(name.encode() + b"=")]
     return found[0].partition(b"=")[2].decode() if found else None
+
+
+def rank_of(pid: int) -> str | None:
+    """The rank that a process is, or works for; one that was forked has it in its name."""
+    with contextlib.suppress(OSError):
+        kind, _, rank = Path(f"/proc/{pid}/comm").read_text().strip().partition(" ")
+        if kind == "rank":
+            return rank
+    return value_of(pid, "RANK")
 
 
 def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
