@@ -209,12 +209,6 @@ def redirect(files: list[int]) -> None:
         os.dup2(file, number)
 
 
-def name_rank(rank: str) -> None:
-    """Shows the rank to who looks for it: a forked process keeps the environment of its parent."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(f"rank {rank}")
-
-
 def execute(command: list[str], env: dict[str, str]) -> None:
     """What `python [-u] SCRIPT|-m MODULE|-c CODE ARGUMENTS` does, from its first line on."""
     os.environ.clear()
@@ -223,8 +217,8 @@ def execute(command: list[str], env: dict[str, str]) -> None:
         command = command[1:]
     if unbuffered or env.get("PYTHONUNBUFFERED"):
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
-    if "RANK" in env:
-        name_rank(env["RANK"])
+    if "RANK" in env:  # to others, a forked process shows the environment of its parent
+        forked_client.set_name(f"rank {env['RANK']}")
     if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") != "0":
         torch._import_device_backends()  # as `import torch` does: plug-ins of this environment
     if command[0] in ("-m", "-c"):

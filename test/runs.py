@@ -17,6 +17,8 @@ import torch
 from forked import Nursery
 from PIL import Image
 
+from models import create_model
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -34,6 +36,20 @@ def write_images(
                 pixels[..., label % 3] += 120
                 Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=92)
     return root
+
+
+def write_narrow_weights(path: Path, arch: str, classes: int = 3) -> tuple[str, Path]:
+    """Writes weights of a network of few channels; returns the flags to start from them.
+
+    For tests whose point is not the size: a CPU computes low precision, and a network for small
+    images, slowly.
+    """
+    channels = [16] * 9
+    torch.manual_seed(0)
+    model = create_model(arch, classes, channels=channels)
+    torch.save({"arch": arch, "state_dict": model.state_dict(),
+                "model_options": {"channels": channels}}, path)  # fmt: skip
+    return "--pretrained-weights", path
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -107,9 +107,6 @@ def put_into_page(path: Path) -> None:
 
 def main() -> int:
     """Runs the command line; returns pytest's exit code."""
-    from benchmarks import environment, measure
-    from image_classification.device import Device
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--table", type=Path, metavar="FILE", help="print its table, run nothing")
     parser.add_argument("--write", action="store_true", help="write although only a part is run")
@@ -117,6 +114,9 @@ def main() -> int:
     if options.table:
         print(table(json.loads(options.table.read_text("utf-8"))))
         return 0
+    from benchmarks import environment, measure
+    from image_classification.device import Device
+
     about = environment.capture(device := Device.select("cpu"))
     code, records = run_tests(arguments)
     result = {"benchmark": "faults", "schema": 1, "environment": about, "faults": add_up(records)}

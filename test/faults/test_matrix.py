@@ -13,6 +13,7 @@ from pathlib import Path
 import matrix
 import pytest
 from record import record
+from runs import nursery
 
 ENVIRONMENT = {"cpu": "A CPU", "cores_usable": 2, "date": "2026-01-02T03:04:05+00:00",
                "versions": {"torch": "2.15.0"}}  # fmt: skip
@@ -77,9 +78,9 @@ def test_a_part_is_run_and_only_printed(tmp_path: Path) -> None:
     )
     (tmp_path / "conftest.py").write_text(f"import sys\nsys.path.append({str(matrix.HERE)!r})\n")
     before = matrix.PAGE.read_bytes()
-    done = subprocess.run(
-        [sys.executable, matrix.HERE / "matrix.py", probe, "-p", "no:cacheprovider"],
-        capture_output=True, text=True, env={**os.environ, "FAULTS_RECORD": "unused"},
+    done = nursery().run(
+        matrix.HERE / "matrix.py", probe, "-p", "no:cacheprovider", timeout=250,
+        env={**os.environ, "FAULTS_RECORD": "unused"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "probe | all | 3 | - | - | - | 0.5, 0.5" in done.stdout

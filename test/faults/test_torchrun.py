@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from record import record
-from runs import checkpoint
+from runs import checkpoint, nursery
 from victims import ALL, STATEFUL, Victim, differences, kill, members, on_request, value_of, whole
 
 FLAGS = (*STATEFUL, "--checkpoint-interval", 2, "--resume", "auto")
@@ -21,9 +21,12 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
             "--max-restarts", 1)  # fmt: skip
 
 
-def start(images: Path, tmp_path: Path, *flags: Any, pause: str = "step 2") -> Victim:
+def start(
+    images: Path, tmp_path: Path, *flags: Any, pause: str = "step 2",
+    env: dict[str, str] | None = None,
+) -> Victim:  # fmt: skip
     victim = Victim(images, *FLAGS, *flags, "--workspace", tmp_path / "w", ranks=2,
-                    launcher=TORCHRUN, pause=pause, notes=tmp_path / "notes")  # fmt: skip
+                    launcher=TORCHRUN, pause=pause, notes=tmp_path / "notes", env=env)  # fmt: skip
     victim.reach()
     return victim
 
@@ -33,7 +36,8 @@ def test_a_rank_that_ends_is_started_anew(
     images: Path, straight: Callable[..., Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     """All ranks go on from the last checkpoint and end as if nothing had been."""
-    victim = start(images, tmp_path)
+    # Its ranks are forked, see forked.py; not where they must notice the end of the agent.
+    victim = start(images, tmp_path, env={"PYTHON_EXEC": nursery().python})
     victim.strike(1, number)
     done = victim.steps()
     end = victim.end(within=200)

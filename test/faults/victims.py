@@ -199,9 +199,21 @@ def members(session: int) -> list[int]:
         parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
     found, queue = [], [session]
     while queue:
-        queue += (children := parents.get(queue.pop(), []))
+        pid = queue.pop()
+        children = parents.get(pid, [])
+        if run := name_of(pid, "run"):  # what forked_client.py stands for
+            children = [*children, int(run)]
+        queue += children
         found += children
     return found
+
+
+def name_of(pid: int, kind: str) -> str | None:
+    """What a process that was forked, or its client, has in its name, such as "rank 1"."""
+    with contextlib.suppress(OSError):
+        word, _, name = Path(f"/proc/{pid}/comm").read_text().strip().partition(" ")
+        return name if word == kind else None
+    return None
 
 
 def value_of(pid: int, name: str) -> str | None:
@@ -216,11 +228,9 @@ def value_of(pid: int, name: str) -> str | None:
 
 def rank_of(pid: int) -> str | None:
     """The rank that a process is, or works for; one that was forked has it in its name."""
-    with contextlib.suppress(OSError):
-        kind, _, rank = Path(f"/proc/{pid}/comm").read_text().strip().partition(" ")
-        if kind == "rank":
-            return rank
-    return value_of(pid, "RANK")
+    if name_of(pid, "run"):
+        return None
+    return name_of(pid, "rank") or value_of(pid, "RANK")
 
 
 def wait_until(condition: Callable[[], bool], timeout: float) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from cifar_archives import write_cifar100
-from runs import ROOT, environment, values
+from runs import ROOT, environment, nursery, values, write_narrow_weights
 
 SCRIPTS = sorted(path.name for path in (ROOT / "test").glob("train_*.sh"))
 SMALL = ("--arch", "resnet18_cifar", "--epochs", "1", "-p", "1", "--seed", "3")
@@ -28,6 +28,8 @@ class Device:
 
     name: str
     data: Path
+    weights: tuple[str, str]  # for `run`: those of a small network
+    python: str
 
     @property
     def output(self) -> Path:
@@ -37,11 +39,11 @@ class Device:
         return ["bash", f"./test/{script}", f"--data_path={self.data}", *SMALL, *flags]
 
     def environment(self, **extra: str) -> dict[str, str]:
-        return environment(ASCEND_DEVICE_ID=self.name, DEVICE="cpu", PYTHON=sys.executable, **extra)
+        return environment(ASCEND_DEVICE_ID=self.name, DEVICE="cpu", PYTHON=self.python, **extra)
 
     def run(self, script: str, *flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(script, *flags), cwd=ROOT, env=self.environment(**extra),
+            self.command(script, *self.weights, *flags), cwd=ROOT, env=self.environment(**extra),
             capture_output=True, text=True, timeout=250,
         )  # fmt: skip
 
@@ -49,7 +51,8 @@ class Device:
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Device]:
     write_cifar100(tmp_path, train=40, val=12)
-    made = Device(f"test-{os.getpid()}", tmp_path)
+    flag, weights = write_narrow_weights(tmp_path / "narrow.pth", "resnet18_cifar", classes=6)
+    made = Device(f"test-{os.getpid()}", tmp_path, (flag, str(weights)), nursery().python)
     before = set(ROOT.glob("*.pth.tar"))
     yield made
     shutil.rmtree(made.output, ignore_errors=True)
@@ -158,6 +161,7 @@ def test_several_processes(device: Device) -> None:
 )
 def test_signals_reach_the_training(device: Device, number: signal.Signals, group: bool) -> None:
     """To the script, and as a terminal sends Ctrl-C: to all processes of the group."""
+    device.python = sys.executable
     process = subprocess.Popen(
         device.command("train_full_1p.sh", "--epochs", "500"), cwd=ROOT,
         env=device.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

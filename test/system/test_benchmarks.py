@@ -7,14 +7,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, environment, write_images
+from runs import ROOT, nursery, write_images
 
 import main
 from benchmarks import finetune, measure, train_contenders, train_step
@@ -38,10 +36,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]
     """Every contender: what was printed and what was written."""
     pytest.importorskip("torchvision")
     path = tmp_path_factory.mktemp("results") / "new" / "step.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "train_step.py"), *TINY]
-    done = subprocess.run(
-        [*command, "--json", str(path)],
-        env=environment(), capture_output=True, text=True, timeout=280)  # fmt: skip
+    script = ROOT / "benchmarks" / "train_step.py"
+    done = nursery().run(script, *TINY, "--json", path, timeout=280)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
     assert [entry.name for entry in path.parent.iterdir()] == ["step.json"]
     return done.stdout, json.loads(path.read_text())
@@ -217,11 +213,11 @@ def test_the_loader_benchmark(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     path = tmp_path / "loader.json"
     command = [
-        sys.executable, str(ROOT / "benchmarks" / "loader.py"), str(tmp_path / "images"),
+        ROOT / "benchmarks" / "loader.py", tmp_path / "images",
         "--device", "cpu", "--arch", "resnet18", "--image-size", "32", "--batch-size", "2",
-        "--rounds", "1", "--steps", "1", "--memory-epochs", "2", "--json", str(path),
+        "--rounds", "1", "--steps", "1", "--memory-epochs", "2", "--json", path,
     ]  # fmt: skip
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+    done = nursery().run(*command, timeout=280)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
     names = {cells(line)[0] for line in done.stdout.splitlines() if line.startswith("|")}
     assert {"pillow", "ours plain", "DataLoader", "fast", "loader alone", "network alone",
@@ -236,10 +232,9 @@ def test_the_loader_benchmark(tmp_path: Path) -> None:
 def test_the_overhead_benchmark(tmp_path: Path) -> None:
     target = tmp_path / "overhead.json"
     flags = ["--device", "cpu", "--arch", "resnet18", "--image-size", "32", "--batch-size", "2"]
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/reliability_overhead.py", *flags, "--rounds", "1",
-         "--steps", "1", "--saves", "1", "--json", target],
-        capture_output=True, text=True, timeout=280,
+    done = nursery().run(
+        ROOT / "benchmarks/reliability_overhead.py", *flags, "--rounds", "1", "--steps", "1",
+        "--saves", "1", "--json", target, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "| all of it |" in done.stdout and "a save blocks for " in done.stdout

@@ -7,12 +7,21 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cifar_archives import colourful, pack, write_cifar100
 from PIL import Image
-from runs import ROOT, checkpoint, environment, run_main, values
+from runs import (
+    ROOT,
+    checkpoint,
+    environment,
+    nursery,
+    run_main,
+    values,
+    write_narrow_weights,
+)
 
 SMALL = ("--arch", "resnet18_cifar", "--device", "cpu", "--seed", 7, "--lr", 0.02, "-p", 1,
          "--weight-decay", 5e-4)  # fmt: skip
@@ -25,13 +34,21 @@ def archive(tmp_path_factory) -> Path:
     return root
 
 
-def test_training_resume_and_evaluation(archive: Path, tmp_path: Path) -> None:
-    flags = (*SMALL, "-b", 8, "--epochs", 2, "--workspace", tmp_path / "w")
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    path = tmp_path_factory.mktemp("weights") / "narrow.pth"
+    return *SMALL, *write_narrow_weights(path, "resnet18_cifar", classes=6)
+
+
+def test_training_resume_and_evaluation(
+    archive: Path, small: tuple[Any, ...], tmp_path: Path
+) -> None:
+    flags = (*small, "-b", 8, "--epochs", 2, "--workspace", tmp_path / "w")
     run_main(archive, *flags, "--run-epochs", 1)
     done = run_main(archive, *flags, "--resume", "auto")
     assert "images come from the resident loader" in done.stdout
     straight = tmp_path / "straight"
-    run_main(archive, *SMALL, "-b", 8, "--epochs", 2, "--workspace", straight)
+    run_main(archive, *small, "-b", 8, "--epochs", 2, "--workspace", straight)
     assert values(tmp_path / "w", "train", "train.loss") == values(straight, "train", "train.loss")
     saved = checkpoint(straight / "checkpoint.pth.tar")
     assert saved["classes"] == [f"fine_{i}" for i in range(6)]
@@ -49,15 +66,16 @@ def test_training_resume_and_evaluation(archive: Path, tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(2)]
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path)
-    command = [sys.executable, "classify.py", "--resume", str(straight / "checkpoint.pth.tar")]
-    classified = subprocess.run(
-        [*command, *map(str, paths)], cwd=ROOT, env=environment(), capture_output=True, text=True
+    classified = nursery().run(
+        ROOT / "classify.py", "--resume", straight / "checkpoint.pth.tar", *paths, timeout=200
     )
     assert classified.returncode == 0 and classified.stdout.count("fine_") >= 2
 
 
-def test_two_ranks_compute_what_one_does(archive: Path, tmp_path: Path) -> None:
-    flags = (*SMALL, "--freeze-bn", "--epochs", 1)
+def test_two_ranks_compute_what_one_does(
+    archive: Path, small: tuple[Any, ...], tmp_path: Path
+) -> None:
+    flags = (*small, "--freeze-bn", "--epochs", 1)
     run_main(archive, *flags, "-b", 8, "--workspace", tmp_path / "1")
     run_main(archive, *flags, "-b", 4, "--workspace", tmp_path / "2", ranks=2)
     one, two = (values(tmp_path / name, "train", "train.loss") for name in "12")

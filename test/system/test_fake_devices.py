@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 from fakes.support import fake_environment, skip_reason
-from runs import checkpoint, environment, run_main, same, values, write_images
+from runs import (
+    checkpoint,
+    environment,
+    run_main,
+    same,
+    values,
+    write_images,
+    write_narrow_weights,
+)
 
 REASON = skip_reason()
 pytestmark = [
@@ -34,6 +42,11 @@ def on_cpu(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return write_narrow_weights(tmp_path_factory.mktemp("weights") / "narrow.pth", "resnet18")
+
+
 def fake(kind: str, **switches: object) -> dict[str, str]:
     return {**fake_environment(kind, **switches), "OMP_NUM_THREADS": "1"}
 
@@ -52,18 +65,22 @@ def test_fp32_equals_the_cpu_bit_for_bit(
     assert same(mine["optimizer"], theirs["optimizer"]) == []
 
 
-def test_auto_finds_a_plug_in_that_does_not_load_itself(images: Path, tmp_path: Path) -> None:
+def test_auto_finds_a_plug_in_that_does_not_load_itself(
+    images: Path, narrow: tuple[str, Path], tmp_path: Path
+) -> None:
     stats = tmp_path / "stats.json"
-    done = run_main(images, *SMALL, "--amp", "--workspace", tmp_path / "w",
+    done = run_main(images, *SMALL, *narrow, "--amp", "--workspace", tmp_path / "w",
                     env=fake("mlu", stats=stats))  # fmt: skip
     assert "1 x mlu:0" in done.stdout and "bfloat16" in done.stdout
     assert all(loss > 0 for loss in values(tmp_path / "w", "train", "train.loss"))
     assert stats.exists()
 
 
-def test_no_host_wait_per_step_on_an_accelerator(images: Path, tmp_path: Path) -> None:
+def test_no_host_wait_per_step_on_an_accelerator(
+    images: Path, narrow: tuple[str, Path], tmp_path: Path
+) -> None:
     stats = tmp_path / "stats.json"
-    run_main(images, *SMALL[:-2], "--epochs", 2, "-p", 100, "--training-only", "--amp",
+    run_main(images, *SMALL[:-2], *narrow, "--epochs", 2, "-p", 100, "--training-only", "--amp",
              "--no-checkpoints", "--mixup", 0.2, "--device", "npu", "--workspace", tmp_path / "w",
              env=fake("npu", stats=stats))  # fmt: skip
     sites = json.loads(stats.read_text())["wait_sites"]
@@ -111,10 +128,10 @@ def test_a_checkpoint_moves_between_devices(images: Path, on_cpu: Path, tmp_path
     assert "evaluated: top-1" in done.stdout
 
 
-def test_a_device_with_float16_only(images: Path, tmp_path: Path) -> None:
+def test_a_device_with_float16_only(images: Path, narrow: tuple[str, Path], tmp_path: Path) -> None:
     env = fake("mlu", no_bf16=True)
-    done = run_main(images, *SMALL, "--amp", "--device", "mlu", "--workspace", tmp_path / "w",
-                    env=env)  # fmt: skip
+    done = run_main(images, *SMALL, *narrow, "--amp", "--device", "mlu",
+                    "--workspace", tmp_path / "w", env=env)  # fmt: skip
     assert "float16 with a grad scaler" in done.stdout
     scales = values(tmp_path / "w", "train", "train.grad_scale")
     assert scales[0] > 1
@@ -124,8 +141,8 @@ def test_a_device_with_float16_only(images: Path, tmp_path: Path) -> None:
     assert "bfloat16 is not supported" in done.stderr
 
 
-def test_a_device_that_saturates(images: Path, tmp_path: Path) -> None:
-    done = run_main(images, *SMALL, "--amp", "--amp-dtype", "float16", "--device", "npu",
+def test_a_device_that_saturates(images: Path, narrow: tuple[str, Path], tmp_path: Path) -> None:
+    done = run_main(images, *SMALL, *narrow, "--amp", "--amp-dtype", "float16", "--device", "npu",
                     "--static-loss-scale", 2.0**40, "--dynamic-loss-scale",
                     "--workspace", tmp_path / "w", env=fake("npu", saturate=True))  # fmt: skip
     assert "Traceback" not in done.stderr

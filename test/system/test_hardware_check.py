@@ -22,7 +22,7 @@ import numpy
 import pytest
 from fakes.support import fake_environment, skip_reason
 from hardware_runs import Bench, Failure, Finished, Training
-from runs import ROOT, environment
+from runs import ROOT, environment, nursery
 
 pytestmark = pytest.mark.timeout(600)
 ALL = os.environ.get("FAULTS") == "all"
@@ -98,16 +98,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def start(folder: Path) -> Iterator[Callable[..., Future[Check]]]:
     """Starts hardware_check.sh in the background, two at a time."""
-    cache = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    cache = {"PYTHON": nursery().python, "OMP_NUM_THREADS": "1"}
     if not any(Path(numpy.__file__).parent.glob("__pycache__/*")):
         # Packages without compiled files: compiling PyTorch again in each process takes longer
         # than what the process is for.
         cache |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "cache")}
     with ThreadPoolExecutor(2) as pool:
 
-        def submit(name: str, env: dict[str, str], *arguments: str) -> Future[Check]:
+        def submit(
+            name: str, env: dict[str, str], *arguments: str, **more: str
+        ) -> Future[Check]:
             (folder / name).mkdir()
-            return pool.submit(run_check, folder / name, env | cache, *arguments)
+            return pool.submit(run_check, folder / name, env | cache | more, *arguments)
 
         yield submit
 
@@ -200,7 +202,7 @@ def test_faults_are_named(on_naive_npu: Future[Check]) -> None:
 
 
 def test_an_absent_device_is_exit_code_2(start: Any) -> None:
-    check = start("absent", environment(), "--device", "mlu").result()
+    check = start("absent", environment(), "--device", "mlu", PYTHON=sys.executable).result()
     assert (check.code, check.files) == (2, [])
     assert "--device mlu is not available" in check.output
     assert "Traceback" not in check.output

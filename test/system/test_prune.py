@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, environment, write_images
+from runs import ROOT, environment, nursery, write_images
 
 import classify
 import export
@@ -156,7 +156,7 @@ def test_the_script_prunes_trains_and_compares_and_goes_on(tmp_path: Path) -> No
                 "preprocessing": {"val": EvalPreset(32, 32).to_dict()},
                 "state_dict": model.state_dict()}, whole)  # fmt: skip
     data = write_images(tmp_path / "data", train=6, val=0, size=32) / "train"  # folders of classes
-    env = environment(PYTHON=sys.executable, KEEP="0.5", DEVICE="cpu")
+    env = environment(PYTHON=nursery().python, KEEP="0.5", DEVICE="cpu")
     command = ["bash", ROOT / "scripts/run_pruning.sh", whole, data, workspace, "-b", 4, "--arch",
                "resnet18_cifar", "-j", 1, "--val-split", 0.4, "--epochs"]  # fmt: skip
     for epochs in (1, 2):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from runs import ROOT, checkpoint, environment, run_main, write_images
+from runs import ROOT, checkpoint, environment, nursery, run_main, write_images
 
 from image_classification.list_files import read_image_list
 from models import create_model
@@ -67,7 +67,7 @@ def test_one_command_on_a_folder_of_classes(tmp_path: Path) -> None:
     state = checkpoint(workspace / "checkpoint.pth.tar")
     assert state["config"]["freeze"] == "none" and state["classes"][2] == "class_2"
 
-    nowhere["WEIGHTS"] = str(workspace / "model_best.pth.tar")
+    nowhere |= {"WEIGHTS": str(workspace / "model_best.pth.tar"), "PYTHON": nursery().python}
     done = subprocess.run([*map(str, script)], env=nowhere, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tuned = checkpoint(tmp_path / "run-2" / "checkpoint.pth.tar")
@@ -77,7 +77,6 @@ def test_one_command_on_a_folder_of_classes(tmp_path: Path) -> None:
     assert torch.equal(before, after), "two epochs, in which the backbone stays"
 
     image = next((data / "class_1").iterdir())
-    command = [sys.executable, ROOT / "classify.py", "--checkpoint",
-               tmp_path / "run-2" / "model_best.pth.tar", image]  # fmt: skip
-    told = subprocess.run([*map(str, command)], env=environment(), capture_output=True, text=True)
+    best = tmp_path / "run-2" / "model_best.pth.tar"
+    told = nursery().run(ROOT / "classify.py", "--checkpoint", best, image, timeout=200)
     assert told.returncode == 0 and "class_" in told.stdout, told.stderr
