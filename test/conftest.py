@@ -14,12 +14,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 #: Those that take longest, longest first: what comes last then is short, and no worker waits for
 #: minutes while another one is in the middle of a file. One that is missing here only costs time.
 LONG = (
-    "test_fake_devices", "test_options", "test_main_run", "test_hardware_check", "test_signals",
-    "test_ascend_scripts", "test_cifar_run", "test_dead_ranks", "test_torchrun", "test_fuzz_replay",
-    "test_prune", "test_transfer", "test_compile", "test_kills", "test_benchmarks",
-    "test_mixup_ranks", "test_fake_accelerator_smoke", "test_quantize", "test_classify",
-    "test_export", "test_damaged_checkpoints", "test_validation_counts", "test_matrix",
-    "test_full_disk", "test_evaluation", "test_other_processors",
+    "test_main_run", "test_fake_devices", "test_options", "test_compile", "test_signals",
+    "test_hardware_check", "test_ascend_scripts", "test_dead_ranks", "test_kills",
+    "test_validation_counts", "test_transfer", "test_torchrun", "test_benchmarks", "test_cifar_run",
+    "test_prune", "test_mixup_ranks", "test_damaged_checkpoints", "test_fuzz_replay",
+    "test_fake_accelerator_smoke", "test_quantize", "test_classify", "test_export",
+    "test_evaluation", "test_full_disk", "test_other_processors", "test_matrix",
 )  # fmt: skip
 
 
