@@ -304,7 +304,11 @@ class Server:
                 connection.close()
 
     def _fork(self, connection: socket.socket) -> None:
-        order, files = forked_client.receive(connection)
+        try:
+            order, files = forked_client.receive(connection)
+        except (ConnectionError, ValueError):  # its client was killed before it could say it all
+            connection.close()
+            return
         if not (pid := os.fork()):
             for one in (self._listener, self._wakeup, self._writer, connection):
                 one.close()
