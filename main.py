@@ -263,8 +263,9 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--optimizer", default="sgd", choices=["sgd", "adamw", "rmsprop", "rmsprop-tf"],
-        help="rmsprop-tf: as TensorFlow computes it (default: sgd)")
+    add("--optimizer", default="sgd", choices=["sgd", "adamw", "rmsprop", "rmsprop-tf", "lars"],
+        help="rmsprop-tf: as TensorFlow computes it; lars: sgd for steps of more than 8192 images "
+        "(default: sgd)")
     add("--lr", "--learning-rate", type=kind.AMOUNT, metavar="LR",
         help="peak rate (default: 0.256 x images per optimizer step / 256)")
     add("--head-lr", type=kind.AMOUNT, metavar="LR",
@@ -284,6 +285,8 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     add("--nesterov", action="store_true", help="Nesterov momentum (sgd)")
     add("--rmsprop-alpha", type=kind.SHARE, default=0.9, metavar="A", help="default: 0.9")
     add("--rmsprop-eps", type=kind.POSITIVE, default=1e-3, metavar="E", help="default: 1e-3")
+    add("--lars-eta", type=kind.POSITIVE, default=1e-3, metavar="E",
+        help="lars: a step at rate 1 as a share of the weights' length (default: 1e-3)")
     add("--clip-grad-norm", type=kind.POSITIVE, metavar="NORM",
         help="largest L2 norm of the gradients")
 
@@ -808,7 +811,7 @@ def build_trainer(
     optimizer = optimizers.create_optimizer(
         args.optimizer, model, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
         nesterov=args.nesterov, rmsprop_alpha=args.rmsprop_alpha, rmsprop_eps=args.rmsprop_eps,
-        decay_all=args.bn_weight_decay, head_lr=args.head_lr,
+        lars_eta=args.lars_eta, decay_all=args.bn_weight_decay, head_lr=args.head_lr,
         fused=device.prefers_fused_optimizers(state.amp_dtype) and not sharded)
     lr = optimizers.lr_policy(
         args.lr_schedule, args.lr, total_steps=steps * args.epochs,

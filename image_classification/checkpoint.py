@@ -33,8 +33,8 @@ Check = Callable[[Any, dict[str, Any]], bool]
 _COURSE = (
     "data", "val_split", "data_backend", "batch_size", "optimizer_batch_size", "prof", "iters",
     "epochs", "seed", "lr", "lr_schedule", "lr_milestones", "lr_gamma", "warmup", "end_lr",
-    "momentum", "nesterov",
-    "weight_decay", "bn_weight_decay", "rmsprop_alpha", "rmsprop_eps", "clip_grad_norm",
+    "momentum", "nesterov", "weight_decay", "bn_weight_decay", "rmsprop_alpha", "rmsprop_eps",
+    "lars_eta", "clip_grad_norm",
     "head_lr", "label_smoothing", "class_weights", "mixup", "cutmix", "randaugment",
     "random_erasing", "progressive_resize", "dropout", "survival_prob",
     "bn_momentum", "bn_epsilon", "freeze_bn", "freeze", "unfreeze_after", "sync_bn", "use_ema",
@@ -103,9 +103,7 @@ def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[st
     _refuse_other_optimizer_state(saved, then, now)
     lines, unknown = [], []
     for name in (*_COURSE, *_INITIAL):
-        if name not in now or (
-            name.startswith("rmsprop_") and not now["optimizer"].startswith("rmsprop")
-        ):
+        if name not in now or _belongs_to_another(name, now["optimizer"]):
             continue
         if name not in then:
             unknown.append(name)
@@ -116,6 +114,12 @@ def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[st
     if unknown:
         lines.append(f"the checkpoint does not say its {', '.join(unknown)}: this run's apply")
     return lines
+
+
+def _belongs_to_another(setting: str, optimizer: str) -> bool:
+    """Whether only other optimizers have this setting."""
+    owner = setting.partition("_")[0]
+    return owner in ("rmsprop", "lars") and not optimizer.startswith(owner)
 
 
 def snapshot(value: Any) -> Any:
@@ -169,7 +173,8 @@ _SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_grow
 # Without these an optimizer's step fails; an empty entry, of a parameter without steps, is fine.
 _BUFFERS = {"sgd": set(), "adamw": {"step", "exp_avg", "exp_avg_sq"},
             "rmsprop": {"step", "square_avg"},
-            "rmsprop-tf": {"square_avg", "momentum_buffer"}}  # fmt: skip
+            "rmsprop-tf": {"square_avg", "momentum_buffer"},
+            "lars": {"momentum_buffer"}}  # fmt: skip
 
 
 def _holds(is_valid: Check, value: Any, state: dict[str, Any]) -> bool:

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from image_classification import sharding
+from image_classification.lars import LARS
 from image_classification.rmsprop_tf import RMSpropTF
 from models.common import head_name
 
 LR_SCHEDULES = ("step", "linear", "cosine", "exponential")
-OPTIMIZERS = ("sgd", "adamw", "rmsprop", "rmsprop-tf")
+OPTIMIZERS = ("sgd", "adamw", "rmsprop", "rmsprop-tf", "lars")
 
 # Where "exponential" ends, as a part of the base rate, if nobody says where.
 _EXPONENTIAL_END = 1e-3
@@ -83,6 +84,7 @@ def create_optimizer(
     nesterov: bool = False,
     rmsprop_alpha: float = 0.9,
     rmsprop_eps: float = 1e-3,
+    lars_eta: float = 1e-3,
     decay_all: bool = False,
     head_lr: float | None = None,
     fused: bool = False,
@@ -94,10 +96,11 @@ def create_optimizer(
         model: The network whose parameters are trained.
         lr: Initial learning rate; the schedule overwrites it before each step.
         weight_decay: L2 coefficient, >= 0.
-        momentum: Momentum of sgd and rmsprop; beta1 of adamw.
+        momentum: Momentum of sgd, rmsprop and lars; beta1 of adamw.
         nesterov: Nesterov momentum (sgd).
         rmsprop_alpha: Smoothing constant of rmsprop.
         rmsprop_eps: Added to the denominator of rmsprop; in rmsprop-tf under its root.
+        lars_eta: Length of a step of lars at rate 1 as a share of the length of the weights.
         decay_all: Decay normalisation parameters and biases too.
         head_lr: Initial learning rate of the classifier, which keeps its ratio to `lr`; None: `lr`.
         fused: One kernel for all parameters (sgd and adamw, devices that have it).
@@ -123,6 +126,8 @@ def create_optimizer(
     if name in ("rmsprop", "rmsprop-tf"):
         kind = torch.optim.RMSprop if name == "rmsprop" else RMSpropTF
         return kind(groups, lr=lr, alpha=rmsprop_alpha, eps=rmsprop_eps, momentum=momentum)
+    if name == "lars":
+        return LARS(groups, lr=lr, momentum=momentum, eta=lars_eta)
     raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
 
 

@@ -98,6 +98,8 @@ def _rules_of_training(options: argparse.Namespace) -> list[tuple[Any, str]]:
         (options.randaugment != [2, 9] and options.augmentation != "randaugment",
          "--randaugment is for --augmentation randaugment"),
         (options.nesterov and options.optimizer != "sgd", "--nesterov is for --optimizer sgd"),
+        (options.lars_eta != 1e-3 and options.optimizer != "lars",
+         "--lars-eta is for --optimizer lars"),
         (options.nesterov and options.momentum == 0, "--nesterov needs --momentum above 0"),
         (options.on_divergence == "rollback" and not options.save_checkpoints,
          "--on-divergence rollback goes back to a checkpoint: drop --no-checkpoints"),

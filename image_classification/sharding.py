@@ -112,6 +112,27 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return completed
 
 
+def norms(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm of each tensor, of which all or none are spread; all ranks call it.
+
+    Args:
+        tensors: At least one, all on one device.
+
+    Returns:
+        Float [number of tensors] on that device: of the whole tensors, from a single sum over the
+        ranks.
+    """
+    found = torch.stack(torch._foreach_norm([local(one) for one in tensors]))
+    if not is_spread(tensors[0]):
+        return found
+    import torch.distributed as dist
+
+    squares = found.square()
+    mesh: Any = tensors[0].device_mesh  # type: ignore[attr-defined]
+    dist.all_reduce(squares, group=mesh.get_group())
+    return squares.sqrt()
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The part of this rank, which shares the tensor's memory; else the tensor itself."""
     part: torch.Tensor = tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[attr-defined]

@@ -223,6 +223,17 @@ def rmsprop_eps(lab: Lab) -> None:
     assert 0 < steps[1] < steps[0] / 10
 
 
+@shows("--lars-eta", "the length of a step of lars as a share of the weights")
+def lars_eta(lab: Lab) -> None:
+    flags = ("--optimizer", "lars", "--weight-decay", 0)
+    default, double = lab.run(*flags), lab.run(*flags, "--lars-eta", 0.002)
+    for made, eta in ((default, 0.001), (double, 0.002)):
+        step = made.momentum("conv1.weight").norm() / lab.still.weights["conv1.weight"].norm()
+        assert float(step) == pytest.approx(0.1 * eta, rel=1e-3)
+    assert not differ(default.momentum("bn1.weight"), double.momentum("bn1.weight"))
+    assert lab.error("--lars-eta", 0.002) == "--lars-eta is for --optimizer lars"
+
+
 @shows("--clip-grad-norm", "the length of the gradient; train.grad_norm")
 def clip_grad_norm(lab: Lab) -> None:
     clipped = lab.run(*STILL, "--clip-grad-norm", 0.01)

@@ -7,8 +7,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -29,12 +31,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "adamw": {"amp_dtype": torch.bfloat16},
     "rmsprop": {"recompute": True},
     "rmsprop-tf": {},
+    "lars": {"lr": 2.0},
 }
 
 
 def make_trainer(
     optimizer: str, sharded: bool, *, arch: str = "resnet18_cifar", recompute: bool = False,
-    options: dict[str, Any] | None = None, **settings: Any,
+    options: dict[str, Any] | None = None, lr: float = 0.01, **settings: Any,
 ) -> Trainer:  # fmt: skip
     """A trainer of a small network, the same on both ranks."""
     torch.manual_seed(0)
@@ -45,7 +48,7 @@ def make_trainer(
         sharding.shard([model, ema.model], "cpu", LAUNCH.world_size)
     trainer = Trainer(
         model, model, torch.nn.CrossEntropyLoss(),
-        create_optimizer(optimizer, model, lr=0.01, weight_decay=1e-4), lambda step: 0.01,
+        create_optimizer(optimizer, model, lr=lr, weight_decay=1e-4), lambda step: lr,
         device=DEVICE, num_batches=8, batch_images=BATCH * 2, ema=ema, rank=LAUNCH.rank,
         world_size=2, scaler=DEVICE.grad_scaler(None, None, True),
         **{"amp_dtype": None, **settings},
@@ -106,6 +109,10 @@ def compare(optimizer: str, scenario: dict[str, Any]) -> None:
         assert torch.allclose(logits[-1], plain.model.eval()(images), atol=1e-5)
     assert sum(sharding.local(one).numel() for one in sharded.model.parameters()) == sum(parts)
     train(sharded, 1)
+    if optimizer == "lars":  # the norms of all tensors together, those of the classifier too
+        with mock.patch("torch.distributed.all_reduce", wraps=dist.all_reduce) as summed:
+            sharded.optimizer.step()
+        assert summed.call_count == 1, summed.call_count
 
 
 LAUNCH = distributed.read_launch()

@@ -267,6 +267,8 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --seed 1 --seeds 1,2", "--seed and --seeds exclude each other"),
         ("DIR --resume x --pretrained-weights y",
          "--resume brings its own weights: drop --pretrained and --pretrained-weights"),
+        ("DIR --lars-eta 0 --optimizer lars", "--lars-eta: must be above 0, received 0"),
+        ("DIR --nesterov --optimizer lars", "--nesterov is for --optimizer sgd"),
         ("DIR --nesterov --mom 0", "--nesterov needs --momentum above 0"),
         ("DIR --image-size 64 --val-resize 32",
          "--val-resize 32 is smaller than the validation's size 64"),

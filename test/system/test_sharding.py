@@ -30,7 +30,7 @@ def test_every_optimizer_takes_the_same_steps(tmp_path: Path) -> None:
                          script, timeout=280)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "GPU_1.log").read_text()
     assert re.findall(r"^([a-z-]+): the same$", done.stdout, re.MULTILINE) == [
-        "sgd", "adamw", "rmsprop", "rmsprop-tf"
+        "sgd", "adamw", "rmsprop", "rmsprop-tf", "lars"
     ]  # fmt: skip
 
 

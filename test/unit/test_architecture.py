@@ -20,6 +20,7 @@ LEVELS: dict[int, set[str]] = {
         "data_index", "list_files", "samples", "datasets", "batch_schedule", "image_reading",
         "device_feed", "cpu_features", "safe_load", "sample_reader", "bad_images", "option_parser",
         "option_types", "option_rules", "recipes", "freezing", "losses", "rmsprop_tf",
+        "lars",
         "index_cache", "index_arrays", "user_cache", "packing", "batch_ring",
         "interruption", "heartbeat", "launcher", "run_files",
         "save_interval", "cifar", "pixel_index", "plain_pickle", "download", "small_images",

@@ -166,6 +166,8 @@ def test_optimizer_state_is_whole_or_refused(tmp_path: Path, name: str, momentum
     for key in () if name == "sgd" else list(state["0.bias"]):
         for other in ({}, {key: None}, {key: "1"}):
             damaged = {k: v for k, v in state["0.bias"].items() if k != key} | other
+            if not damaged:
+                continue  # no steps yet, which is no damage
             write(path, **changes | {"optimizer": {**state, "0.bias": damaged}})
             assert "optimizer is a dict of 2" in refusal(path)
 
@@ -222,12 +224,15 @@ def test_an_unchanged_run_changes_nothing() -> None:
     assert checkpoint.changed_settings(saved, now) == []
     assert checkpoint.changed_settings(saved, now | {"seed": 5}) == []
     saved["config"]["optimizer"] = now["optimizer"] = "sgd"  # which has no such options:
-    assert checkpoint.changed_settings(saved, now | {"rmsprop_alpha": 0.5, "rmsprop_eps": 1}) == []
+    others = {"rmsprop_alpha": 0.5, "rmsprop_eps": 1, "lars_eta": 1}
+    assert checkpoint.changed_settings(saved, now | others) == []
 
 
 @pytest.mark.parametrize("name", COMPARED)
 def test_changed_settings_are_named(name: str) -> None:
     saved, now = {"config": settings(), "seed": 5}, settings()
+    if name.startswith("lars_"):
+        saved["config"]["optimizer"] = now["optimizer"] = "lars"
     now[name] = [0.2, 0.9] if name == "crop_scale" else 77
     (line,) = checkpoint.changed_settings(saved, now)
     was = saved["seed"] if name == "seed" else saved["config"][name]
@@ -250,6 +255,8 @@ def test_settings_that_a_checkpoint_lacks_are_said_in_one_line(tmp_path: Path) -
     ("config", "options", "now", "text"),
     [
         ({"optimizer": "sgd"}, {}, {"optimizer": "adamw"}, "with sgd, --optimizer is adamw"),
+        ({"optimizer": "sgd"}, {}, {"optimizer": "lars"}, "with sgd, --optimizer is lars"),
+        ({"optimizer": "lars"}, {}, {"optimizer": "sgd"}, "with lars, --optimizer is sgd"),
         ({"momentum": 0.0}, {}, {"momentum": 0.9}, "without momentum, --momentum is 0.9"),
         ({}, {"se_as_conv": True}, {"trt": False}, "with --trt True, --trt is False"),
     ],

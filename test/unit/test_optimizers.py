@@ -82,7 +82,7 @@ def test_one_step_of_training_is_enough_for_every_schedule(schedule: str) -> Non
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="known: step, linear, cosine, exponential"):
         optimizers.lr_policy("stairs", 0.1, total_steps=1)
-    with pytest.raises(ValueError, match="known: sgd, adamw, rmsprop, rmsprop-tf"):
+    with pytest.raises(ValueError, match="known: sgd, adamw, rmsprop, rmsprop-tf, lars"):
         optimizers.create_optimizer("lamb", nn.Linear(1, 1), lr=1.0, weight_decay=0.0)
 
 
