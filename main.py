@@ -229,6 +229,8 @@ def _add_device_options(group: argparse._ArgumentGroup) -> None:
     add("--parallel", default="ddp", choices=["ddp", "fsdp"],
         help="several processes: each has all weights, or each a part (fsdp: sharded data "
         "parallel; default: ddp)")
+    add("--bucket-mib", type=kind.COUNT, metavar="N",
+        help="--parallel ddp: MiB of gradients that are sent together (default: torch's, 25)")
     add("--dist-backend", choices=["nccl", "hccl", "cncl", "xccl", "gloo"],
         help="collective library (default: the device's own)")
     add("--world-size", type=kind.COUNT, metavar="NODES",
@@ -629,8 +631,9 @@ def run_seed(
                 epochs=args.epochs, image_size=args.image_size, layout=state.memory_format,
                 held=interruption.held, rehearses=args.jit != "script", explains=args.check)
             preflight.spread(
-                trainer, partial(distributed.wrap, launch=launch, device=device), args.compile,
-                logger, image_size=args.image_size, layout=state.memory_format)
+                trainer, partial(distributed.wrap, launch=launch, device=device,
+                                 bucket_mib=args.bucket_mib),
+                args.compile, logger, image_size=args.image_size, layout=state.memory_format)
             if args.check:
                 return None, state.workspace
             best, row = build_epochs(state, trainer, validator, loaders, splits).run()

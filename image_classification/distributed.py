@@ -289,8 +289,9 @@ def _check_distinct_devices(launch: Launch, device: Device) -> None:
 
 
 def wrap(
-    model: torch.nn.Module, launch: Launch, device: Device, *, static_graph: bool
-) -> torch.nn.Module:
+    model: torch.nn.Module, launch: Launch, device: Device, *, static_graph: bool,
+    bucket_mib: int | None = None,
+) -> torch.nn.Module:  # fmt: skip
     """Wraps the model so that backward adds up gradients over the ranks.
 
     Args:
@@ -299,6 +300,8 @@ def wrap(
         device: The device of this process.
         static_graph: Every step uses the same graph (not with gradient accumulation, whose
             `no_sync` steps differ from the others).
+        bucket_mib: MiB of gradients that are added up together, >= 1; None: torch's 25, of which
+            the first to be ready are only 1.
 
     Returns:
         A DistributedDataParallel module; the model itself for a single process or if it is sharded.
@@ -312,13 +315,15 @@ def wrap(
     # Rank 0's BatchNorm statistics are copied before validation and saving, not in each step.
     parameters = inspect.signature(DistributedDataParallel.__init__).parameters
     renamed = "forward_sync_buffers" in parameters  # since torch 2.15
-    no_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    if bucket_mib is not None:  # its default also says that the first bucket may be smaller
+        options["bucket_cap_mb"] = bucket_mib
     return DistributedDataParallel(
         model,
         device_ids=device.ddp_device_ids(),
         gradient_as_bucket_view=True,
         static_graph=static_graph,
-        **no_buffers,
+        **options,
     )
 
 

@@ -125,6 +125,8 @@ def _rules_of_training(options: argparse.Namespace) -> list[tuple[Any, str]]:
          "--jit script"),
         (options.parallel == "fsdp" and (options.freeze != "none" or options.jit == "script"),
          "--parallel fsdp goes neither with --freeze nor with --jit script: use ddp"),
+        (options.parallel == "fsdp" and options.bucket_mib is not None,
+         "--bucket-mib is for --parallel ddp"),
         (options.head_lr is not None and options.lr == 0,
          "--head-lr is a multiple of --lr: not with 0"),
     ]  # fmt: skip

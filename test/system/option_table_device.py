@@ -15,6 +15,7 @@ from option_lab import Lab, shows
 from runs import same
 
 import main
+from image_classification import distributed
 from image_classification.device import Device, available_devices
 
 
@@ -202,6 +203,16 @@ def parallel(lab: Lab) -> None:
     for flags in (("--freeze", "stage1"), ("--jit", "script")):
         text = lab.error("--parallel", "fsdp", *flags)
         assert "--parallel fsdp goes neither with --freeze nor" in text and "use ddp" in text
+
+
+@shows("--bucket-mib", "the buckets of DistributedDataParallel (test_distributed.py has one)")
+def bucket_mib(lab: Lab) -> None:
+    for flags, wanted in ((), None), (("--bucket-mib", 7), 7):
+        with mock.patch.object(distributed, "wrap", wraps=distributed.wrap) as wrapped:
+            lab.run("--no-checkpoints", *flags)
+        assert [call.kwargs["bucket_mib"] for call in wrapped.call_args_list] == [wanted]
+    text = lab.error("--bucket-mib", 7, "--parallel", "fsdp")
+    assert text == "--bucket-mib is for --parallel ddp"
 
 
 @shows("--dist-backend", "the collective library: one that does not serve the device is an error")

@@ -267,6 +267,7 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
         ("DIR --seed 1 --seeds 1,2", "--seed and --seeds exclude each other"),
         ("DIR --resume x --pretrained-weights y",
          "--resume brings its own weights: drop --pretrained and --pretrained-weights"),
+        ("DIR --bucket-mib 0", "--bucket-mib: must be at least 1, received 0"),
         ("DIR --lars-eta 0 --optimizer lars", "--lars-eta: must be above 0, received 0"),
         ("DIR --nesterov --optimizer lars", "--nesterov is for --optimizer sgd"),
         ("DIR --nesterov --mom 0", "--nesterov needs --momentum above 0"),

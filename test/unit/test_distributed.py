@@ -8,11 +8,15 @@ import os
 import select
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from image_classification import distributed
+from image_classification.device import Device
 from image_classification.distributed import Launch
 from image_classification.errors import UsageError
 
@@ -181,3 +185,15 @@ def test_sums_of_a_single_process_are_the_numbers_themselves() -> None:
     assert distributed.sum_over_ranks([1.0, 2.5]) == [1.0, 2.5]
     assert distributed.share_from_primary({"a": 1}) == {"a": 1}
     assert 0 <= distributed.shared_seed() < 2**32
+
+
+def test_gradients_are_sent_in_buckets_of_the_size_asked_for() -> None:
+    launch, network = Launch(0, 0, 2, 2, "multiproc/torchrun", "127.0.0.1"), torch.nn.Linear(2, 2)
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        wrap = partial(distributed.wrap, network, launch, Device.select("cpu"), static_graph=True)
+        torchs, ours = wrap(), wrap(bucket_mib=7)
+    finally:
+        distributed.shutdown()
+    assert (torchs.bucket_bytes_cap, ours.bucket_bytes_cap) == (25 * 2**20, 7 * 2**20)
+    assert distributed.wrap(network, Launch(), Device.select("cpu"), static_graph=True) is network
