@@ -284,7 +284,8 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     add("--momentum", "--mom", type=kind.PART, default=0.9, metavar="M", help="default: 0.9")
     add("--weight-decay", "--wd", type=kind.AMOUNT, default=1e-4, metavar="W", help="default: 1e-4")
     add("--bn-weight-decay", action="store_true", help="also decay BatchNorm parameters and biases")
-    add("--nesterov", action="store_true", help="Nesterov momentum (sgd)")
+    add("--nesterov", action=argparse.BooleanOptionalAction, default=False,
+        help="Nesterov momentum (sgd)")
     add("--rmsprop-alpha", type=kind.SHARE, default=0.9, metavar="A", help="default: 0.9")
     add("--rmsprop-eps", type=kind.POSITIVE, default=1e-3, metavar="E", help="default: 1e-3")
     add("--lars-eta", type=kind.POSITIVE, default=1e-3, metavar="E",

@@ -12,6 +12,8 @@ import torch
 from option_lab import STILL, SYNTHETIC, Lab, Outcome, approx, close, differ, shows
 from runs import same
 
+import main
+
 LIGHT = ("--training-only", "--no-checkpoints")
 
 # ---- training ----
@@ -204,6 +206,8 @@ def nesterov(lab: Lab) -> None:
     plain = lab.base.weights["fc.weight"] - start
     ahead = lab.run("--nesterov").weights["fc.weight"] - start
     assert plain.any() and close(ahead, 1.9 * plain)
+    args, _ = main.parse_args(["sample:digits", "--optimizer", "lars", "--no-nesterov"])
+    assert not args.nesterov and main.parse_args(["sample:digits"])[0].nesterov
 
 
 @shows("--rmsprop-alpha", "the optimizer's mean square: its share of the first gradient")

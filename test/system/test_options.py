@@ -195,7 +195,7 @@ def test_all_problems_are_reported_together(capsys: pytest.CaptureFixture[str]) 
         "--crop-scale: expected 2 arguments",
         "unknown argument '--epohcs'; did you mean --epochs?",
         "unknown argument '3'; see -h",
-        "--nesterov is for --optimizer sgd",
+        "--nesterov is for --optimizer sgd; --no-nesterov turns it off",
     ]
 
 
@@ -269,7 +269,8 @@ def test_a_bad_value_hides_nothing_else(line: str) -> None:
          "--resume brings its own weights: drop --pretrained and --pretrained-weights"),
         ("DIR --bucket-mib 0", "--bucket-mib: must be at least 1, received 0"),
         ("DIR --lars-eta 0 --optimizer lars", "--lars-eta: must be above 0, received 0"),
-        ("DIR --nesterov --optimizer lars", "--nesterov is for --optimizer sgd"),
+        ("DIR --nesterov --optimizer lars",
+         "--nesterov is for --optimizer sgd; --no-nesterov turns it off"),
         ("DIR --nesterov --mom 0", "--nesterov needs --momentum above 0"),
         ("DIR --image-size 64 --val-resize 32",
          "--val-resize 32 is smaller than the validation's size 64"),
