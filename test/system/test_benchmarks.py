@@ -285,15 +285,26 @@ def test_the_worth_of_pretrained_weights_is_told(
 
 
 def test_all_benchmarks_in_one_run(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--quick", "--device", "cpu",
-               "--parts", "memory", "runtimes", "--json", str(tmp_path / "run.json")]  # fmt: skip
-    done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=280
+    path = tmp_path / "run.json"
+    done = nursery().run(ROOT / "benchmarks" / "run.py", "--quick", "--device", "cpu",
+                         "--parts", "memory", "--json", path, timeout=280)  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
+    memory = json.loads(path.read_text())["parts"]["memory"]
+    assert memory["record"]["bytes"].keys() >= {"default", "--grad-checkpointing"}
+    assert "| --grad-checkpointing " in memory["printed"] and memory["printed"] in done.stdout
+
+
+def test_the_runtimes_of_one_network(tmp_path: Path) -> None:
+    path = tmp_path / "runtimes.json"
+    done = nursery().run(
+        ROOT / "benchmarks" / "runtimes.py", "--device", "cpu", "--arch", "resnet18",
+        "--image-size", 32, "--batch-sizes", 1, 2, "--rounds", 1, "--images", 2, "--json", path,
+        "--contenders", "torchvision", "eager", "folded", "tensorrt-amp", timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
-    parts = json.loads((tmp_path / "run.json").read_text())["parts"]
-    assert parts["memory"]["record"]["bytes"].keys() >= {"default", "--grad-checkpointing"}
-    (batch,) = parts["runtimes"]["record"]["batches"].values()
-    rates = {row["name"]: row["images_per_second"]["median"] for row in batch}
-    assert rates["ours eager"] > 0 and rates["ours compile"] > 0
-    assert "| ours eager " in done.stdout and "| --grad-checkpointing " in done.stdout
+    for size in ("1", "2"):
+        rates = {row["name"]: row["images_per_second"]["median"]
+                 for row in json.loads(path.read_text())["batches"][size]}  # fmt: skip
+        assert rates.keys() == {"torchvision eager fp32 nchw", "ours eager", "ours folded"}
+        assert min(rates.values()) > 0 and f"batches of {size}, cpu" in done.stdout
+    assert "ours tensorrt --amp: left out: " in done.stdout
