@@ -809,14 +809,14 @@ def build_trainer(
     state.logger.message(step_plan.describe_steps(
         steps, len(splits.train or ()), args.batch_size, launch.world_size, accumulation, args.lr))
     ema = None if args.use_ema is None else ModelEma(model, args.use_ema)
-    if sharded := args.parallel == "fsdp":
+    if args.parallel == "fsdp":
         networks = [model] if ema is None else [model, ema.model]
         state.logger.message(sharding.shard(networks, device.type, launch.world_size))
     optimizer = optimizers.create_optimizer(
         args.optimizer, model, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
         nesterov=args.nesterov, rmsprop_alpha=args.rmsprop_alpha, rmsprop_eps=args.rmsprop_eps,
         lars_eta=args.lars_eta, decay_all=args.bn_weight_decay, head_lr=args.head_lr,
-        fused=device.prefers_fused_optimizers(state.amp_dtype) and not sharded)
+        fused=device.prefers_fused_optimizers(state.amp_dtype) and not sharding.is_sharded(model))
     lr = optimizers.lr_policy(
         args.lr_schedule, args.lr, total_steps=steps * args.epochs,
         warmup_steps=round(steps * args.warmup), end_lr=args.end_lr, gamma=args.lr_gamma,

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.measure import Spread, markdown_table
+from image_classification.errors import DataError
 
 _PEERS = ("torchvision", "timm", "nvidia", "pillow", "opencv", "nvimgcodec", "dali", "dataloader")
 _LEAST = 0.02  # what one measurement cannot tell apart
@@ -45,8 +46,19 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
     """Compares two results of run.py.
 
     Returns:
-        A table, and the rows that have become slower than the spread.
+        A table, and the rows that have become slower than the spread, or are gone.
+
+    Raises:
+        DataError: They are of different devices.
     """
+    devices = [one["environment"]["device_name"] for one in (old, new)]
+    if devices[0] != devices[1]:
+        raise DataError(f"--compare: that result is of {devices[0]}, this device is {devices[1]}")
+    # What ran with other settings cannot be compared.
+    alike = {part for part, entry in new["parts"].items()
+             if old["parts"].get(part, {}).get("command") == entry["command"]}  # fmt: skip
+    old, new = ({**one, "parts": {part: one["parts"][part] for part in alike}}
+                for one in (old, new))
     before = {(figure.part, figure.name): figure.speed for figure in figures(old)}
     changes = [
         (figure, before[key], figure.speed.median / before[key].median)
@@ -66,8 +78,20 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
         slower += [name] if verdict else []
         rows.append([name, f"{change:.2f}", f"{machine:.2f}" if theirs else "-", f"{spread:.0%}",
                      verdict])  # fmt: skip
-    end = f"slower than the spread: {', '.join(slower) or 'nothing'}"
-    return f"{markdown_table(rows)}\n\n{end}", slower
+    now = {(figure.part, figure.name) for figure in figures(new)}
+    gone = [f"{part}: {name}" for part, name in before
+            if (part, name) not in now and not _is_peer(name)]  # fmt: skip
+    lines = [markdown_table(rows), "", f"slower than the spread: {', '.join(slower) or 'nothing'}"]
+    lines += [f"gone: {', '.join(gone)}"] if gone else []
+    lines += _other_versions(old, new)
+    return "\n".join(lines), slower + gone
+
+
+def _other_versions(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    then, now = (one["environment"]["versions"] for one in (old, new))
+    changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now
+               if now[name] != then.get(name)]  # fmt: skip
+    return [f"other versions: {', '.join(changed)}"] if changed else []
 
 
 def _figures(path: str, record: Any) -> Iterator[Figure]:

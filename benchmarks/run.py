@@ -29,6 +29,7 @@ from benchmarks.photographs import write_photographs
 from image_classification.device import DEVICE_TYPES, Device
 from image_classification.errors import DataError, UsageError, run_program
 from image_classification.export_formats import missing_packages
+from image_classification.report.plots import require_matplotlib
 
 PEERS = ("torchvision", "timm", "onnxruntime", "openvino")
 _TINY = ("--image-size", "32", "--batch-size", "4", "--rounds", "1")
@@ -57,31 +58,32 @@ class Part(NamedTuple):
 PARTS = {
     "train_step": Part(
         "train_step.py", "Training step, ResNet-50",
-        ("--batch-size", "16", "--rounds", "7", "--steps", "2"), (),
+        ("--batch-size", "16", "--rounds", "5", "--steps", "2"), (),
         ("--arch", "resnet18", *_TINY, "--steps", "1", "--warmup", "1"),
     ),
     "train_step_b0": Part(
         "train_step.py", "Training step, EfficientNet-B0",
-        ("--batch-size", "16", "--rounds", "9", "--steps", "2"), ("--arch", "efficientnet-b0"),
+        ("--batch-size", "16", "--rounds", "7", "--steps", "2"), ("--arch", "efficientnet-b0"),
         (*_TINY, "--steps", "1", "--warmup", "1"),
     ),
     "runtimes": Part(
-        "runtimes.py", "Inference", (), (),
+        "runtimes.py", "Inference", ("--rounds", "5"), (),
         ("--arch", "resnet18", "--image-size", "32", "--batch-sizes", "2", "--rounds", "1",
          "--images", "2"),
     ),
     "loader": Part(
         "loader.py", "Data loading, and a network that is fed",
-        ("--batch-size", "32", "--rounds", "5", "--steps", "6"), (),
+        ("--arch", "resnet18", "--batch-size", "32", "--rounds", "3", "--steps", "6"), (),
         ("--arch", "resnet18", *_TINY, "--steps", "1", "--memory-epochs", "2"), True,
     ),
     "cifar": Part(
-        "cifar.py", "CIFAR", (), (),
+        "cifar.py", "CIFAR",
+        ("--batch-size", "64", "--rounds", "3", "--steps", "100", "--train-steps", "2"), (),
         ("--images", "400", "--batch-size", "8", "--rounds", "1", "--steps", "2",
          "--train-steps", "1"),
     ),
     "reliability": Part(
-        "reliability_overhead.py", "What reliability costs", (), (),
+        "reliability_overhead.py", "What reliability costs", ("--rounds", "5"), (),
         ("--arch", "resnet18", *_TINY, "--steps", "1", "--saves", "1"),
     ),
     "startup": Part(
@@ -92,7 +94,8 @@ PARTS = {
         ("--arch", "resnet18", "--image-size", "32", "--batch-size", "4"),
     ),
     "scaling": Part(
-        "scaling.py", "Two processes", ("--rounds", "3"), ("--parts", "measured"),
+        "scaling.py", "Two processes",
+        ("--arch", "resnet18", "--rounds", "2", "--steps", "3"), ("--parts", "measured"),
         ("--arch", "resnet18", *_TINY, "--steps", "2"),
     ),
 }  # fmt: skip
@@ -105,7 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), metavar="NAME",
         help=f"default: all, {', '.join(PARTS)}")
     add("--quick", action="store_true",
-        help="tiny sizes: shows that everything runs; neither a result file nor the page")
+        help="tiny sizes: shows that everything runs; neither a result file nor the page, which "
+        "is written by a run of all parts without --json")
     add("--peers", action="store_true",
         help=f"refuse to start where one of the peers is missing ({', '.join(PEERS)})")
     add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
@@ -179,12 +183,15 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         raise UsageError(f"--peers: missing {', '.join(missing)}; pip install {' '.join(missing)}")
     old = read_result(args.compare) if args.compare else None
+    draws = not (args.quick or args.json) and set(args.parts) == set(PARTS)
+    if draws:
+        require_matplotlib()
     device = Device.select(args.device)
     described = environment.capture(device)
     say(environment.text(described))
     parts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         images = args.images or write_photographs(folder / "data" / "train", 400)
         for name in args.parts:
             parts[name] = measure_part(PARTS[name], device, images, args.quick, folder)
@@ -196,9 +203,9 @@ def run(args: argparse.Namespace) -> int:
     }  # fmt: skip
     if args.json or not args.quick:
         measure.save(record, args.json, device)
-    if not args.quick and not args.json:
-        say(f"written to {performance_page.write(environment.ROOT)}")
     failed = [name for name, part in parts.items() if "failed" in part]
+    if draws and not failed:
+        say(f"written to {performance_page.write(environment.ROOT)}")
     if failed:
         raise DataError(f"{', '.join(failed)}: failed, see above")
     if old is None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.measure import Contender, Unavailable
 from benchmarks.peers import timm_loop, torchvision_loop
-from image_classification import export_formats, quantization
+from image_classification import compiling, export_formats, quantization
 from image_classification.device import Device
 from image_classification.errors import UsageError
 from image_classification.runtimes import Foreign, Runtime
@@ -121,7 +121,10 @@ def _build(
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     images = images.to(device.torch_device, memory_format=layout)
     if way.source == "timm" and way.runtime == "compile":  # as timm's own benchmark does
-        return Runner(torch.compile(network), images, device, amp_dtype)
+        if (problem := compiling.obstacle(device)) is not None:
+            raise Unavailable(problem)
+        # Each batch size on its own, as if it were the only one of the process.
+        return Runner(torch.compile(network, dynamic=False), images, device, amp_dtype)
     if way.runtime == "int8":
         ready = _int8(network, images, device, name.rpartition("-")[2])
         return Runner(ready, images, device, None)
@@ -155,13 +158,13 @@ def _int8(network: nn.Module, images: torch.Tensor, device: Device, engine: str)
     example = torch.zeros(2, *images.shape[1:])
     plain = network.to(memory_format=torch.contiguous_format)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        source, made = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-        source.write_bytes(
+        written, made = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+        written.write_bytes(
             export_formats.write("onnx", plain, {}, export_formats.Example(example, any_batch=True))
         )
         bits, _ = quantization.choose_weight_bits()
         calibration = [images.contiguous()]
-        quantization.quantize(source, made, calibration, {}, weight_bits=bits)
+        quantization.quantize(written, made, calibration, {}, weight_bits=bits)
         content, threads = made.read_bytes(), torch.get_num_threads()
     if engine == "onnxruntime":
         return Foreign(export_formats.read_onnx(content, threads).forward)

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         "benchmark": "runtimes", "schema": measure.SCHEMA, "environment": described,
         "settings": {"arch": args.arch, "image_size": args.image_size, "batch_sizes": sizes,
                      "rounds": args.rounds, "images": stretch},
-        "batches": {},
+        "batches": {}, "left_out": {},
     }  # fmt: skip
     for size in sizes:
         found = measure.compare(
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{args.arch}, {args.image_size} px, batches of {size}, {device}\n\n"
               + found.table(BASELINE), flush=True)  # fmt: skip
         record["batches"][str(size)] = [result.record() for result in found.results]
-        record["left_out"] = found.left_out
+        record["left_out"] |= found.left_out
     for name, reason in record["left_out"].items():
         print(f"{name}: left out: {reason}")
     measure.save(record, args.json, device)

@@ -109,17 +109,19 @@ def run(args: argparse.Namespace) -> None:
         whole - torch_alone
         for whole, torch_alone in zip(times["first step"], times["import torch"], strict=True)
     ]
-    times["of it, the step that is tried first"] = steps
     found = {name: measure.Spread.of(values) for name, values in times.items()}
     rows = [["from the start of Python to", "seconds"]]
     rows += [[name, spread.text(2)] for name, spread in found.items()]
     print(f"\n{args.arch}, {args.image_size} px, batch {batch}, {device}\n\n"
           + measure.markdown_table(rows))  # fmt: skip
+    tried = measure.Spread.of(steps)
+    print(f"of it, the step that is tried before the first one: {tried.text(1)} s")
     record: dict[str, Any] = {
         "benchmark": "startup", "schema": measure.SCHEMA, "environment": described,
         "settings": {"arch": args.arch, "image_size": args.image_size, "batch_size": batch,
                      "rounds": args.rounds},
         "seconds": {name: spread._asdict() for name, spread in found.items()},
+        "tried_step": tried._asdict(),
     }  # fmt: skip
     measure.save(record, args.json, device)
 

@@ -46,7 +46,10 @@ class ModelEma:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         averages, currents, others = self._pairs
-        torch._foreach_lerp_(averages, currents, 1.0 - decay)
+        # Some versions of PyTorch give sharded tensors other parts now and then.
+        torch._foreach_lerp_(
+            [*map(sharding.local, averages)], [*map(sharding.local, currents)], 1.0 - decay
+        )
         for copied, current in others:
             copied.copy_(current)
 
@@ -70,5 +73,4 @@ class ModelEma:
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    tensors = (*model.parameters(), *model.buffers())
-    return [sharding.local(tensor.detach()) for tensor in tensors]
+    return [*model.parameters(), *model.buffers()]

@@ -28,6 +28,11 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
             conv, norm = (modules.get(str(each.target)) for each in (before, node))
             pair = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
             if pair and len(before.users) == 1:
-                folded.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
-                folded.set_submodule(str(node.target), nn.Identity())
+                _replace(folded, str(before.target), fuse_conv_bn_eval(conv, norm))
+                _replace(folded, str(node.target), nn.Identity())
     return folded
+
+
+def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(network.get_submodule(parent), name, module)

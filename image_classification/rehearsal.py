@@ -128,14 +128,19 @@ def zero_images(
 
 @contextlib.contextmanager
 def unchanged(trainer: Trainer) -> Iterator[None]:
-    """Puts everything back that a step changes."""
+    """Puts everything back that a step changes; not on several ranks of which this one fails."""
     before, random = snapshot(trainer.state_dict()), torch.get_rng_state()
     modes = [(module, module.training) for module in trainer.model.modules()]
+    all_here = True
     try:
         yield
+    except Exception:
+        all_here = trainer.world_size == 1  # else the others may be in the middle of a step
+        raise
     finally:
         trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.restore(before)
+        if all_here:
+            trainer.restore(before)
         for module, training in modes:
             module.training = training
         torch.set_rng_state(random)

@@ -19,8 +19,6 @@ from torch import nn
 from image_classification.errors import UsageError
 from image_classification.recomputing import block_rows
 
-_OLDEST = (2, 6)
-
 
 def require_engine() -> None:
     """Looks whether this PyTorch has the engine.
@@ -28,10 +26,12 @@ def require_engine() -> None:
     Raises:
         UsageError: It is too old.
     """
-    if torch.torch_version.TorchVersion(torch.__version__) < _OLDEST:
+    import torch.distributed.fsdp
+
+    if not hasattr(torch.distributed.fsdp, "fully_shard"):
         raise UsageError(
-            f"--parallel fsdp needs PyTorch {'.'.join(map(str, _OLDEST))} or newer, this is "
-            f"{torch.__version__}; use --parallel ddp"
+            f"--parallel fsdp needs PyTorch 2.6 or newer, this is {torch.__version__}; use "
+            "--parallel ddp"
         )
 
 
@@ -78,10 +78,10 @@ def gathered(network: nn.Module) -> Iterator[None]:
     All ranks enter it together; nothing happens to a network that is not sharded.
     """
     units: list[Any] = [module for module in network.modules() if is_sharded(module)]
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
-        unit.unshard()
     try:
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
         yield
     finally:
         for unit in units:

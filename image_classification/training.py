@@ -248,8 +248,12 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint needs of the training: see the keys in checkpoint.py.
 
-        All ranks call it together, between two steps.
+        All ranks call it together, between two steps; in inference mode, too, as in a validation.
         """
+        with torch.inference_mode(False):  # in which parts of tensors cannot be brought together
+            return self._state()
+
+    def _state(self) -> dict[str, Any]:
         return {
             "samples_done": self.samples_done,
             "sums": self.sums.state(),

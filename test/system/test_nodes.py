@@ -72,15 +72,16 @@ def run_both(describe: Node, folder: Path) -> tuple[str, str]:
     """Runs two nodes at once; returns what they printed."""
     log = folder / "node 1"
     words, variables = describe(1)
-    pid = nursery().start(*words, log=log, **variables)
+    other = nursery().start(*words, log=log, env=environment(**variables))
     words, variables = describe(0)
     done = nursery().run(*words, timeout=PATIENCE, env=environment(**variables))
-    first, second = done.stdout + done.stderr, log.read_text()
+    first = done.stdout + done.stderr
     if done.returncode:
         with contextlib.suppress(ProcessLookupError):  # the other node may wait for this one
-            os.killpg(pid, signal.SIGKILL)
-        pytest.fail(f"exit code {done.returncode}\n{first[-3000:]}\n{second[-3000:]}")
-    return first, second
+            os.killpg(other.pid, signal.SIGKILL)
+        pytest.fail(f"exit code {done.returncode}\n{first[-3000:]}\n{log.read_text()[-3000:]}")
+    assert other.wait(PATIENCE) == 0, log.read_text()[-3000:]
+    return first, log.read_text()
 
 
 def assert_same(first: Path, second: Path) -> None:

@@ -30,7 +30,7 @@ def test_every_optimizer_takes_the_same_steps(tmp_path: Path) -> None:
                          script, timeout=280)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "GPU_1.log").read_text()
     assert re.findall(r"^([a-z-]+): the same$", done.stdout, re.MULTILINE) == [
-        "sgd", "adamw", "rmsprop", "rmsprop-tf", "lars"
+        "sgd", "adamw", "rmsprop-tf", "lars"
     ]  # fmt: skip
 
 
@@ -43,23 +43,22 @@ def test_a_training_goes_on_either_way(tmp_path: Path) -> None:
     run("straight")
     said = run("mixed", "--run-epochs", 1, "--parallel", "fsdp")
     assert re.search(r"weights are spread over 2 processes: 42\.\d of 85\.\d MiB on this one", said)
-    run("back", "--resume", tmp_path / "mixed" / "checkpoint.pth.tar")
-    run("mixed", "--resume", "auto", "--parallel", "fsdp")
-    expected = checkpoint(tmp_path / "straight" / "checkpoint.pth.tar")
-    for name in ("mixed", "back"):
-        for metric in ("train.loss", "train.grad_norm", "val.loss", "val_ema.loss"):
-            found, wanted = (values(tmp_path / one, "epoch", metric) for one in (name, "straight"))
-            assert found == pytest.approx(wanted[-len(found):], rel=1e-3), (name, metric)
-        made = checkpoint(tmp_path / name / "checkpoint.pth.tar")
-        for part in ("state_dict", "state_dict_ema"):
-            assert all(type(entry) is torch.Tensor for entry in made[part].values())
-            for key, entry in expected[part].items():
-                assert torch.allclose(made[part][key], entry, atol=1e-4), (name, key)
+    run("mixed", "--resume", "auto")
+    for metric in ("train.loss", "train.grad_norm", "val.loss", "val_ema.loss"):
+        found, wanted = (values(tmp_path / name, "epoch", metric) for name in ("mixed", "straight"))
+        assert found == pytest.approx(wanted, rel=1e-3), metric
+    made, expected = (
+        checkpoint(tmp_path / name / "checkpoint.pth.tar") for name in ("mixed", "straight")
+    )
+    for part in ("state_dict", "state_dict_ema"):
+        assert all(type(entry) is torch.Tensor for entry in made[part].values())
+        for key, entry in expected[part].items():
+            assert torch.allclose(made[part][key], entry, atol=1e-4), key
 
 
 def test_an_older_pytorch_is_refused() -> None:
-    with mock.patch("torch.__version__", "2.5.1+cpu"), pytest.raises(UsageError) as error:
-        sharding.require_engine()
-    assert "needs PyTorch 2.6 or newer, this is 2.5.1+cpu; use --parallel ddp" in str(error.value)
-    with mock.patch("torch.__version__", "2.6.0"):
-        sharding.require_engine()
+    sharding.require_engine()
+    with mock.patch.object(torch.distributed.fsdp, "fully_shard"):
+        del torch.distributed.fsdp.fully_shard
+        with pytest.raises(UsageError, match=r"needs PyTorch 2\.6 or newer, .*--parallel ddp"):
+            sharding.require_engine()

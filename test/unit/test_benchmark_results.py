@@ -46,7 +46,7 @@ def result(ours: float, timm: float, seconds: float = 1.0, size: float = 100.0) 
         for name, record in records.items()
     }  # fmt: skip
     parts["loader"] = {"title": "Loader", "command": "python loader.py", "failed": "exit code 3"}
-    return {"benchmark": "run", "environment": dict(ENVIRONMENT), "parts": parts}
+    return {"benchmark": "run", "environment": copy.deepcopy(ENVIRONMENT), "parts": parts}
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,27 @@ def result(ours: float, timm: float, seconds: float = 1.0, size: float = 100.0) 
 def test_what_is_slower_than_the_spread_is_named(new: dict[str, Any], slower: list[str]) -> None:
     text, found = compare(result(100, 50), new)
     assert found == slower
-    assert text.endswith(f"slower than the spread: {', '.join(slower) or 'nothing'}")
+    assert text.endswith(f"\nslower than the spread: {', '.join(slower) or 'nothing'}")
     assert "timm" not in text and "| runtimes/16: ours eager " in text
 
 
-def test_parts_that_only_one_result_has_are_left_out() -> None:
+def test_only_equal_measurements_are_compared() -> None:
     old, new = result(100, 50), result(10, 50)
-    del old["parts"]["train_step"], new["parts"]["runtimes"]
+    del old["parts"]["train_step"]
+    new["parts"]["runtimes"]["command"] += " --batch-sizes 1"
     assert compare(old, new)[1] == []
+    new["environment"]["device_name"] = "Another CPU"
+    with pytest.raises(DataError, match="that result is of Some CPU, this device is Another CPU"):
+        compare(old, new)
+
+
+def test_rows_that_are_gone_and_other_versions_are_named() -> None:
+    old, new = result(100, 50), result(100, 50)
+    new["environment"]["versions"] = {"torch": "9.10"}
+    del new["parts"]["train_step"]["record"]["contenders"][0]
+    text, found = compare(old, new)
+    assert found == ["train_step: ours"] and "\ngone: train_step: ours\n" in text
+    assert text.endswith("other versions: torch 9.9 -> 9.10")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
