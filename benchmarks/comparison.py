@@ -55,8 +55,8 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
     if devices[0] != devices[1]:
         raise DataError(f"--compare: that result is of {devices[0]}, this device is {devices[1]}")
     # What ran with other settings cannot be compared.
-    alike = {part for part, entry in new["parts"].items()
-             if old["parts"].get(part, {}).get("command") == entry["command"]}  # fmt: skip
+    alike = [part for part, entry in new["parts"].items()
+             if old["parts"].get(part, {}).get("command") == entry["command"]]  # fmt: skip
     old, new = ({**one, "parts": {part: one["parts"][part] for part in alike}}
                 for one in (old, new))
     before = {(figure.part, figure.name): figure.speed for figure in figures(old)}

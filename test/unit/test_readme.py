@@ -25,12 +25,14 @@ import main
 import multiproc
 import prune
 import quantize
+from benchmarks import cifar as cifar_benchmark
 from benchmarks import (
     finetune,
     inference,
     loader,
     memory,
     memory_bound,
+    reliability_overhead,
     scaling,
     startup,
     train_step,
@@ -60,7 +62,9 @@ PARSERS: dict[str, argparse.ArgumentParser] = {
     "export.py": export.build_parser(),
     "quantize.py": quantize.build_parser(),
     "prune.py": prune.build_parser(),
+    "benchmarks/cifar.py": cifar_benchmark.build_parser(),
     "benchmarks/finetune.py": finetune.build_parser(),
+    "benchmarks/reliability_overhead.py": reliability_overhead.build_parser(),
     "benchmarks/inference.py": inference.build_parser(),
     "benchmarks/train_step.py": train_step.build_parser(),
     "benchmarks/loader.py": loader.build_parser(),
