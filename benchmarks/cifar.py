@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment, measure
 from benchmarks.loader_contenders import BatchRunner, TrainingRunner, endless, loader_options
 from benchmarks.peers import cifar_loop
+from benchmarks.program import add_device, add_json, create_parser, say
 from benchmarks.train_contenders import Setup, set_up
 from image_classification.augmentation import ShiftPreset
 from image_classification.dataloaders import create_loader
-from image_classification.device import DEVICE_TYPES, Device
+from image_classification.device import Device
 from image_classification.pixel_index import PixelIndex
 
 PEER, OURS, ALONE = "DataLoader", "resident", "network alone"
@@ -36,9 +37,9 @@ PEER, OURS, ALONE = "DataLoader", "resident", "network alone"
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
-    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
+    add_device(parser)
     add("--arch", default="resnet18_cifar", metavar="NAME", help="default: resnet18_cifar")
     add("--batch-size", type=int, default=128, metavar="N", help="default: 128")
     add("--images", type=int, default=50_000, metavar="N", help="default: 50000")
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=5, metavar="N", help="default: 5")
     add("--steps", type=int, default=600, metavar="N", help="batches, data alone; default: 600")
     add("--train-steps", type=int, default=8, metavar="N", help="steps, network; default: 8")
-    add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
+    add_json(parser, "cifar")
     return parser
 
 
@@ -120,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     ):
         found = measure.compare(
             contenders, device=device, rounds=args.rounds, steps=steps, warmup=2, lead=lead,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
+            say=say,
         )  # fmt: skip
         print(f"\n{name}, batch {size}, {device}\n\n" + found.table(baseline))
         record[name] = [result.record() for result in found.results]

@@ -59,28 +59,22 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
              if old["parts"].get(part, {}).get("command") == entry["command"]]  # fmt: skip
     old, new = ({**one, "parts": {part: one["parts"][part] for part in alike}}
                 for one in (old, new))
-    before = {(figure.part, figure.name): figure.speed for figure in figures(old)}
-    changes = [
-        (figure, before[key], figure.speed.median / before[key].median)
-        for figure in figures(new)
-        if (key := (figure.part, figure.name)) in before
-    ]
+    before, after = ({(figure.part, figure.name): figure.speed for figure in figures(one)}
+                     for one in (old, new))  # fmt: skip
+    changes = {key: after[key].median / before[key].median for key in after if key in before}
     rows, slower = [["figure", "new / old", "peers'", "spread", ""]], []
-    for figure, was, change in changes:
-        if _is_peer(figure.name):
+    for (part, name), change in changes.items():
+        if _is_peer(name):
             continue
-        theirs = [one for other, _, one in changes
-                  if other.part == figure.part and _is_peer(other.name)]  # fmt: skip
+        theirs = [one for other, one in changes.items() if other[0] == part and _is_peer(other[1])]
         machine = median(theirs) if theirs else 1.0
-        spread = max(_width(figure.speed), _width(was), _LEAST)
+        spread = max(_width(after[part, name]), _width(before[part, name]), _LEAST)
         verdict = "slower" if change / machine < 1.0 - spread else ""
-        name = f"{figure.part}: {figure.name}"
-        slower += [name] if verdict else []
-        rows.append([name, f"{change:.2f}", f"{machine:.2f}" if theirs else "-", f"{spread:.0%}",
-                     verdict])  # fmt: skip
-    now = {(figure.part, figure.name) for figure in figures(new)}
+        slower += [f"{part}: {name}"] if verdict else []
+        rows.append([f"{part}: {name}", f"{change:.2f}", f"{machine:.2f}" if theirs else "-",
+                     f"{spread:.0%}", verdict])  # fmt: skip
     gone = [f"{part}: {name}" for part, name in before
-            if (part, name) not in now and not _is_peer(name)]  # fmt: skip
+            if (part, name) not in after and not _is_peer(name)]  # fmt: skip
     lines = [markdown_table(rows), "", f"slower than the spread: {', '.join(slower) or 'nothing'}"]
     lines += [f"gone: {', '.join(gone)}"] if gone else []
     lines += _other_versions(old, new)

@@ -14,9 +14,6 @@ layers from the first one on, so that it has at least the same time. Every run i
 from __future__ import annotations
 
 import argparse
-import json
-import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,16 +22,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 
-from benchmarks import environment, measure
+from benchmarks import environment, measure, subsets
+from benchmarks.program import add_device, add_json, create_parser, say
 from image_classification import option_types as kind
 from image_classification.data_index import scan_class_folders
-from image_classification.device import DEVICE_TYPES, Device
+from image_classification.device import Device
 from image_classification.errors import DataError, printable, run_program
 from image_classification.metrics import mean_and_spread
 
-MAIN = Path(__file__).resolve().parent.parent / "main.py"
 TUNED, SCRATCH = "fine-tuned", "from scratch"
 # Each in settings of its own: what is best for random weights spoils good ones.
 START = {
@@ -45,10 +41,10 @@ START = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
     add("directory", type=Path, metavar="DIR", help="a folder for each class, four at least")
-    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
+    add_device(parser)
     add("--arch", default="resnet18_cifar", metavar="NAME", help="default: resnet18_cifar")
     add("--images", type=kind.COUNT, default=400, metavar="N",
         help="of the second half of the classes, to fine-tune with; default: 400")
@@ -58,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--val", type=kind.COUNT, default=1000, metavar="N",
         help="validation images of each half; default: 1000")
     add("--seeds", type=kind.COUNT, default=3, metavar="N", help="repetitions; default: 3")
-    add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
+    add_json(parser, "finetune")
     return parser
 
 
@@ -84,39 +80,16 @@ def divide(source: Path, target: Path, train: tuple[int, int], val: int) -> tupl
     halves = range(count // 2), range(count // 2, count)
     made = target / "first", target / "few"
     for place, labels, images in zip(made, halves, train, strict=True):
-        for_val, for_train = val // len(labels), images // len(labels)
-        for label in labels:
-            found = np.flatnonzero(index.labels == label).tolist()
-            name, needed = index.classes[label], max(for_val, 1) + max(for_train, 1)
-            if not for_val or not for_train or len(found) < needed:
-                raise DataError(
-                    f"{printable(source / name)} has {len(found)} images for {for_val} in val and "
-                    f"{for_train} in train: at least one each is needed, and no more than there "
-                    "are; see --val, --images, --pretraining"
-                )
-            random.Random(0).shuffle(found)
-            for split, chosen in (("val", found[:for_val]),
-                                  ("train", found[for_val : for_val + for_train])):  # fmt: skip
-                folder = place / split / name
-                folder.mkdir(parents=True)
-                for number, i in enumerate(chosen):
-                    image = Path(index.path(i)).resolve()
-                    (folder / f"{number}{image.suffix}").symlink_to(image)
+        subsets.link(index, labels, place, train=images // len(labels), val=val // len(labels))
     return made
 
 
 def train(data: Path, workspace: Path, *flags: str) -> tuple[float, float, str]:
     """Runs main.py; returns the top-1 (%) of the last epoch, the time (s), and its output."""
     started = time.perf_counter()
-    command = [sys.executable, str(MAIN), str(data), "--workspace", str(workspace), *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.stderr.write(done.stderr)
-        sys.exit(done.returncode)
+    output = subsets.train(data, workspace, *flags)
     seconds = time.perf_counter() - started
-    rows = map(json.loads, (workspace / "metrics.jsonl").read_text("utf-8").splitlines())
-    top1 = [row["data"]["val.top1"] for row in rows if row["type"] == "epoch"][-1]
-    return top1, seconds, done.stdout
+    return subsets.epochs(workspace)[-1]["val.top1"], seconds, output
 
 
 def compare(args: argparse.Namespace, device: Device, folder: Path) -> dict[str, Any]:
@@ -145,11 +118,6 @@ def compare(args: argparse.Namespace, device: Device, folder: Path) -> dict[str,
     gain = [one["top1"] - other["top1"] for one, other in zip(*runs.values(), strict=True)]
     return {"pretraining": {"top1": top1, "seconds": seconds}, "runs": runs, "gain": gain,
             "classes": classes.strip().splitlines()}  # fmt: skip
-
-
-def say(line: str) -> None:
-    """Tells how far it is."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:

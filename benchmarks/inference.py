@@ -31,6 +31,7 @@ from benchmarks.inference_contenders import (
     short_names,
     torch_engines,
 )
+from benchmarks.program import add_json, create_parser, say
 from image_classification import data_sources
 from image_classification import option_types as kind
 from image_classification.augmentation import EvalPreset
@@ -210,7 +211,7 @@ def count_work(network: TrainedNetwork) -> tuple[int, int]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
     add("files", nargs="+", type=Path, metavar="FILE",
         help="checkpoints and .onnx files; a checkpoint comes first, the others are compared "
@@ -230,14 +231,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--latency-rounds", type=kind.COUNT, default=Effort.latency_rounds, metavar="N",
         help=f"single images of each contender (default: {Effort.latency_rounds})")
     add("--threads", type=kind.COUNT, metavar="N", help="threads of the CPU (default: torch's)")
-    add("--json", type=Path, metavar="FILE",
-        help="default: benchmarks/results/<date>-<device>-inference.json")
+    add_json(parser, "inference")
     return parser  # fmt: skip
-
-
-def say(line: str) -> None:
-    """Tells of the progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:

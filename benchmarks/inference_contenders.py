@@ -114,15 +114,16 @@ def _torch(model: nn.Module, precision: str) -> Forward:
 
 
 def _onnxruntime(path: Path, threads: int) -> Forward:
-    _require("onnxruntime")
+    require_installed("onnxruntime")
     return read_onnx(path, threads).forward
 
 
 def _openvino(path: Path, threads: int) -> Forward:
-    _require("openvino")
+    require_installed("openvino")
     return run_openvino(path, threads)
 
 
-def _require(package: str) -> None:
+def require_installed(package: str) -> None:
+    """Raises Unavailable, which names the cure, where a package is missing."""
     if missing_packages((package,)):
         raise Unavailable(f"{package} is not installed; pip install {package}")

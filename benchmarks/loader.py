@@ -40,11 +40,12 @@ from benchmarks.loader_contenders import (
     loader_options,
 )
 from benchmarks.peers import loaders as peers
+from benchmarks.program import add_device, add_json, create_parser, say
 from benchmarks.train_contenders import set_up
 from image_classification.affinity import default_threads
 from image_classification.augmentation import TrainPreset
 from image_classification.data_index import ImageIndex
-from image_classification.device import DEVICE_TYPES, Device
+from image_classification.device import Device
 from image_classification.errors import DataError, tell
 from image_classification.fast_loader.native import kernel_names
 from image_classification.image_reading import read_image, train_pixels
@@ -58,7 +59,7 @@ LONG_EPOCH = 20_000
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
     add("directory", metavar="DIR", type=Path, help="folder with images, searched at any depth")
     add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="default: all")
@@ -74,10 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=12, metavar="N", help="batches in a round; default: 12")
     add("--workers", type=int, metavar="N", help="end to end: threads or processes; default: cores")
     add("--arch", default="resnet50", metavar="NAME", help="part network; default: resnet50")
-    choices = ["auto", "gpu", *DEVICE_TYPES]
-    add("--device", default="auto", choices=choices, help="part network; default: auto")
+    add_device(parser)
     add("--memory-epochs", type=int, default=50, metavar="N", help="part memory; default: 50")
-    add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
+    add_json(parser, "loader")
     return parser
 
 
@@ -225,7 +225,7 @@ def _compare(
 ) -> measure.Comparison:
     return measure.compare(
         contenders, device=device or Device.select("cpu"), rounds=args.rounds, steps=args.steps,
-        warmup=2, lead=lead, say=lambda line: print(line, file=sys.stderr, flush=True),
+        warmup=2, lead=lead, say=say,
     )  # fmt: skip
 
 

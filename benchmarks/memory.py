@@ -22,9 +22,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
-from image_classification.device import DEVICE_TYPES, Device
+from benchmarks.program import add_device, add_json, add_network, create_parser, say
+from image_classification import option_types as kind
+from image_classification.device import Device
 from image_classification.errors import DataError, run_program
-from models import model_names
 
 #: Options by their name in the table; the first row is what the others are compared with.
 WAYS = {
@@ -39,15 +40,13 @@ _SAID = re.compile(r"a training step takes ([0-9.]+) (GiB|MiB)")
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
-    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
-    add("--arch", default="resnet50", choices=model_names(), metavar="NAME",
-        help="default: resnet50")
-    add("--image-size", type=int, default=224, metavar="PX", help="default: 224")
-    add("--batch-size", type=int, metavar="N", help="default: 256 (cpu: 16)")
-    add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
-    return parser  # fmt: skip
+    add_device(parser)
+    add_network(parser)
+    add("--batch-size", type=kind.COUNT, metavar="N", help="default: 256 (cpu: 16)")
+    add_json(parser, "memory")
+    return parser
 
 
 def step_memory(options: list[str]) -> float:
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     device = Device.select(args.device)
     batch = args.batch_size or (256 if device.is_accelerator else 16)
     described = environment.capture(device)
-    print(environment.text(described), file=sys.stderr)
+    say(environment.text(described))
     mixed, why = device.amp_dtype()
     common = ["--data-backend", "synthetic", "--device", device.type, "--arch", args.arch,
               "--image-size", str(args.image_size), "-b", str(batch)]  # fmt: skip
@@ -80,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
             left_out[name] = why
         else:
             taken[name] = step_memory([*common, *options])
-            print(f"{name}: {taken[name] / 2**30:.2f} GiB", file=sys.stderr, flush=True)
+            say(f"{name}: {taken[name] / 2**30:.2f} GiB")
     default = taken["default"]
     rows = [["options", "GiB", "of the default's"]]
     rows += [[name, f"{size / 2**30:.2f}", f"{size / default:.2f}"] for name, size in taken.items()]

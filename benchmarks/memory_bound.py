@@ -24,8 +24,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import markdown_table
+from benchmarks.program import add_network, create_parser
+from image_classification import option_types as kind
 from image_classification.errors import run_program
-from models import create_model, model_names
+from models import create_model
 
 BYTES = 2
 #: Published bandwidths in TB/s (NVIDIA's data sheets).
@@ -96,14 +98,12 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
-    add("--arch", default="resnet50", choices=model_names(), metavar="NAME",
-        help="default: resnet50")
-    add("--image-size", type=int, default=224, metavar="PX", help="default: 224")
-    add("--bandwidth", type=float, metavar="TB/S", help="of your device's memory")
-    add("--measured", type=float, metavar="IMG/S", help="what it trains, to see the share")
-    return parser  # fmt: skip
+    add_network(parser)
+    add("--bandwidth", type=kind.POSITIVE, metavar="TB/S", help="of your device's memory")
+    add("--measured", type=kind.POSITIVE, metavar="IMG/S", help="what it trains, to see the share")
+    return parser
 
 
 def run(args: argparse.Namespace) -> None:

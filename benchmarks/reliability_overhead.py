@@ -27,9 +27,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
+from benchmarks.program import add_device, add_json, add_network, create_parser, say
 from benchmarks.train_contenders import OurRunner, Setup, set_up
 from image_classification.checkpoint_files import CheckpointFiles
-from image_classification.device import DEVICE_TYPES, Device
+from image_classification.device import Device
 from image_classification.divergence import StepGuard
 from image_classification.epochs import EpochLoop, Progress
 from image_classification.heartbeat import Heartbeat
@@ -100,16 +101,15 @@ class WholeRunner(OurRunner):
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
-    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
-    add("--arch", default="resnet50", metavar="NAME", help="default: resnet50")
-    add("--image-size", type=int, default=224, metavar="PX", help="default: 224")
+    add_device(parser)
+    add_network(parser)
     add("--batch-size", type=int, metavar="N", help="default: 256 (cpu: 16)")
     add("--rounds", type=int, default=9, metavar="N", help="default: 9")
     add("--steps", type=int, metavar="N", help="steps in a round; default: 20 (cpu: 2)")
     add("--saves", type=int, default=5, metavar="N", help="saves that are timed; default: 5")
-    add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
+    add_json(parser, "reliability_overhead")
     return parser
 
 
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
                 measure.Contender(ALL, "", build_whole),
             ],
             device=device, rounds=args.rounds, steps=steps, warmup=2,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
+            say=say,
         )  # fmt: skip
         blocked, written = map(measure.Spread.of, whole[0].save_times(args.saves))
     share = 100.0 * blocked.median / INTERVAL_S

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment, measure, performance_page
 from benchmarks.comparison import compare
 from benchmarks.photographs import write_photographs
-from image_classification.device import DEVICE_TYPES, Device
+from benchmarks.program import add_device, add_json, create_parser, say
+from image_classification.device import Device
 from image_classification.errors import DataError, UsageError, run_program
 from image_classification.export_formats import missing_packages
 from image_classification.report.plots import require_matplotlib
@@ -103,7 +104,7 @@ PARTS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
     add("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), metavar="NAME",
         help=f"default: all, {', '.join(PARTS)}")
@@ -112,20 +113,14 @@ def build_parser() -> argparse.ArgumentParser:
         "is written by a run of all parts without --json")
     add("--peers", action="store_true",
         help=f"refuse to start where one of the peers is missing ({', '.join(PEERS)})")
-    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
+    add_device(parser)
     add("--images", type=Path, metavar="DIR",
         help="JPEG files for the loader and the start (default: made ones)")
     add("--compare", type=Path, metavar="OLD.json",
         help="an earlier result: name what has become slower than the spread; then the exit code "
         "is 1")
-    add("--json", type=Path, metavar="FILE",
-        help="default: benchmarks/results/<date>-<device>-run.json")
+    add_json(parser, "run")
     return parser  # fmt: skip
-
-
-def say(line: str) -> None:
-    """Tells of the progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def measure_part(

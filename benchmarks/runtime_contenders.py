@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from benchmarks.inference_contenders import Runner, require_installed
 from benchmarks.measure import Contender, Unavailable
 from benchmarks.peers import timm_loop, torchvision_loop
 from image_classification import compiling, export_formats, quantization
@@ -66,28 +67,6 @@ NAMES = {
 BASELINE = NAMES["torchvision"].title
 
 
-class Runner:
-    """Classifies the same batch again and again."""
-
-    def __init__(
-        self, network: nn.Module, images: torch.Tensor, device: Device,
-        amp_dtype: torch.dtype | None,
-    ) -> None:  # fmt: skip
-        self._network, self._images = network, images
-        self._device, self._amp_dtype = device, amp_dtype
-
-    def run(self, steps: int) -> int:
-        """Does the steps; returns their images."""
-        with torch.inference_mode(), self._device.autocast(self._amp_dtype):
-            for _ in range(steps):
-                self._network(self._images)
-        return steps * len(self._images)
-
-    def facts(self) -> dict[str, float]:
-        """There is nothing to read but the time."""
-        return {}
-
-
 def list_contenders(
     names: Sequence[str], arch: str, device: Device, image_size: int, batch_size: int
 ) -> list[Contender]:
@@ -124,10 +103,9 @@ def _build(
         if (problem := compiling.obstacle(device)) is not None:
             raise Unavailable(problem)
         # Each batch size on its own, as if it were the only one of the process.
-        return Runner(torch.compile(network, dynamic=False), images, device, amp_dtype)
+        return _runner(torch.compile(network, dynamic=False), images, device, amp_dtype)
     if way.runtime == "int8":
-        ready = _int8(network, images, device, name.rpartition("-")[2])
-        return Runner(ready, images, device, None)
+        return Runner(_int8(network, images, device, name.rpartition("-")[2]), images)
     said: list[str] = []
     try:
         with torch.inference_mode():
@@ -136,7 +114,18 @@ def _build(
         raise Unavailable(str(error)) from error
     if ready is network and way.runtime != "eager":
         raise Unavailable(said[0])
-    return Runner(ready, images, device, amp_dtype)
+    return _runner(ready, images, device, amp_dtype)
+
+
+def _runner(
+    network: nn.Module, images: torch.Tensor, device: Device, amp_dtype: torch.dtype | None
+) -> Runner:
+    @torch.inference_mode()
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with device.autocast(amp_dtype):
+            return network(images)
+
+    return Runner(forward, images)
 
 
 def _network(source: str, arch: str) -> nn.Module:
@@ -153,8 +142,7 @@ def _int8(network: nn.Module, images: torch.Tensor, device: Device, engine: str)
         quantization.require_packages()
     except UsageError as error:
         raise Unavailable(str(error)) from error
-    if export_formats.missing_packages((engine,)):
-        raise Unavailable(f"{engine} is not installed; pip install {engine}")
+    require_installed(engine)
     example = torch.zeros(2, *images.shape[1:])
     plain = network.to(memory_format=torch.contiguous_format)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):

@@ -21,34 +21,28 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
+from benchmarks.program import add_device, add_json, add_network, create_parser, say
 from benchmarks.runtime_contenders import BASELINE, NAMES, list_contenders
-from image_classification.device import DEVICE_TYPES, Device
+from image_classification import option_types as kind
+from image_classification.device import Device
 from image_classification.errors import run_program
-from models import model_names
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
-    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
-    add("--arch", default="resnet50", choices=model_names(), metavar="NAME",
-        help="default: resnet50")
+    add_device(parser)
+    add_network(parser)
     add("--contenders", nargs="+", default=list(NAMES), choices=list(NAMES), metavar="NAME",
         help=f"default: all that can run, of {', '.join(NAMES)}")
-    add("--image-size", type=int, default=224, metavar="PX", help="default: 224")
-    add("--batch-sizes", type=int, nargs="+", metavar="N", help="default: 1 256 (cpu: 1 16)")
-    add("--rounds", type=int, default=9, metavar="N", help="default: 9")
-    add("--images", type=int, metavar="N",
+    add("--batch-sizes", type=kind.COUNT, nargs="+", metavar="N", help="default: 1 256 (cpu: 1 16)")
+    add("--rounds", type=kind.COUNT, default=9, metavar="N", help="default: 9")
+    add("--images", type=kind.COUNT, metavar="N",
         help="in a stretch, of whole batches; default: 5120 (cpu: 48)")
-    add("--threads", type=int, metavar="N", help="threads of the cpu; default: torch's")
-    add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
+    add("--threads", type=kind.COUNT, metavar="N", help="threads of the cpu; default: torch's")
+    add_json(parser, "runtimes")
     return parser  # fmt: skip
-
-
-def say(line: str) -> None:
-    """Tells of the progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure, scaling_runs
 from benchmarks.measure import Spread, markdown_table
+from benchmarks.program import add_device, add_json, add_network, create_parser, say
 from benchmarks.scaling_model import ATTAINED, BACKWARD_SHARE, BYTES_PER_PARAMETER, MIB, predict
 from benchmarks.scaling_published import INTERCONNECTS, PUBLISHED, STEPS, Step
 from image_classification import option_types as kind
-from image_classification.device import DEVICE_TYPES, Device
+from image_classification.device import Device
 from image_classification.errors import UsageError, printable, run_program
-from models import create_model, model_names
+from models import create_model
 
 PARTS = ("measured", "model")
 DEVICES = (1, 8, 64, 1024)
@@ -38,13 +39,11 @@ OWN = "your step"
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
     add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="default: both")
-    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
-    add("--arch", default="resnet50", choices=model_names(), metavar="NAME",
-        help="default: resnet50")
-    add("--image-size", type=kind.PIXELS, default=224, metavar="PX", help="default: 224")
+    add_device(parser)
+    add_network(parser)
     add("--batch-size", type=kind.COUNT, metavar="N",
         help="images per process, or of the step that is given; default: 256 (cpu: 16)")
     add("--amp", action="store_true", help="measured: mixed precision")
@@ -61,8 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--parameters", type=kind.COUNT, metavar="N", help="model: default: those of --arch")
     add("--bucket-mib", type=kind.POSITIVE, default=25.0, metavar="MIB",
         help="model: size of a gradient bucket; default: 25, DistributedDataParallel's")
-    add("--json", type=Path, metavar="FILE",
-        help="default: benchmarks/results/<date>-<device>-scaling.json")
+    add_json(parser, "scaling")
     return parser
 
 
@@ -254,11 +252,6 @@ def report_model(
         "not, lost is what a published step takes longer than one device's",
         "", markdown_table(check),
     ])  # fmt: skip
-
-
-def say(line: str) -> None:
-    """Tells how far it is."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
 from benchmarks.photographs import write_photographs
-from image_classification.device import DEVICE_TYPES, Device
+from benchmarks.program import add_device, add_json, add_network, create_parser, say
+from image_classification import option_types as kind
+from image_classification.device import Device
 from image_classification.errors import DataError, run_program
-from models import model_names
 
 MAIN = str(environment.ROOT / "main.py")
 #: Programs whose whole time is measured, by their name in the table.
@@ -39,17 +40,15 @@ _FIRST_STEP = "Epoch: 0 Iteration: 1 "
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="a training folder (default: 1,000 made images)")
-    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
-    add("--arch", default="resnet50", choices=model_names(), metavar="NAME",
-        help="default: resnet50")
-    add("--image-size", type=int, default=224, metavar="PX", help="default: 224")
-    add("--batch-size", type=int, metavar="N", help="default: 256 (cpu: 16)")
-    add("--rounds", type=int, default=5, metavar="N", help="default: 5")
-    add("--json", type=Path, metavar="FILE", help="default: benchmarks/results/<date>-...")
-    return parser  # fmt: skip
+    add_device(parser)
+    add_network(parser)
+    add("--batch-size", type=kind.COUNT, metavar="N", help="default: 256 (cpu: 16)")
+    add("--rounds", type=kind.COUNT, default=5, metavar="N", help="default: 5")
+    add_json(parser, "startup")
+    return parser
 
 
 def seconds_of(arguments: list[str]) -> float:
@@ -71,16 +70,15 @@ def until_first_step(command: list[str]) -> tuple[float, float]:
         text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        lines = []
+        line = ""
         for line in process.stdout:
-            lines.append(line)
             if " the first one " in line:  # what the rehearsal of a step says
                 step = float(line.partition(" the first one ")[2].split()[0])
             if _FIRST_STEP in line:
                 seconds = time.perf_counter() - started
                 process.kill()
                 return seconds, step
-    raise DataError(f"the training ended before its first step: {lines[-1] if lines else ''}")
+    raise DataError(f"the training ended before its first step: {line}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -88,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     device = Device.select(args.device)
     batch = args.batch_size or (256 if device.is_accelerator else 16)
     described = environment.capture(device)
-    print(environment.text(described), file=sys.stderr)
+    say(environment.text(described))
     times: dict[str, list[float]] = {name: [] for name in (*PROGRAMS, "first step")}
     steps = []
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
             seconds, step = until_first_step(command)
             times["first step"].append(seconds)
             steps.append(step)
-            print(f"round {number + 1}/{args.rounds}", file=sys.stderr, flush=True)
+            say(f"round {number + 1}/{args.rounds}")
     times["first step, beyond import torch"] = [
         whole - torch_alone
         for whole, torch_alone in zip(times["first step"], times["import torch"], strict=True)

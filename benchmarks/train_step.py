@@ -21,15 +21,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
+from benchmarks.program import add_device, add_json, add_network, create_parser, say
 from benchmarks.train_contenders import BASELINE, NAMES, PAIRS, list_contenders
-from image_classification.device import DEVICE_TYPES, Device
+from image_classification import option_types as kind
+from image_classification.device import Device
 from image_classification.errors import DeviceMemoryError, run_program
-from models import model_names
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = create_parser(__doc__)
     add = parser.add_argument
     add(
         "--contenders",
@@ -39,44 +40,25 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"default: all that can run, of {', '.join(NAMES)}",
     )
-    add("--device", default="auto", choices=["auto", "gpu", *DEVICE_TYPES], help="default: auto")
-    add(
-        "--arch",
-        default="resnet50",
-        choices=model_names(),
-        metavar="NAME",
-        help="default: resnet50",
-    )
-    add("--image-size", type=_positive, default=224, metavar="PX", help="default: 224")
-    add("--batch-size", type=_positive, metavar="N", help="default: 256 (cpu: 32)")
+    add_device(parser)
+    add_network(parser)
+    add("--batch-size", type=kind.COUNT, metavar="N", help="default: 256 (cpu: 32)")
     add(
         "--rounds",
-        type=_positive,
+        type=kind.COUNT,
         metavar="N",
         help="timed stretches of each contender; default: 10 (cpu: 5)",
     )
-    add("--steps", type=_positive, metavar="N", help="steps in a stretch; default: 20 (cpu: 3)")
+    add("--steps", type=kind.COUNT, metavar="N", help="steps in a stretch; default: 20 (cpu: 3)")
     add(
         "--warmup",
-        type=_positive,
+        type=kind.COUNT,
         metavar="N",
         help="untimed steps of each contender first; default: 10 (cpu: 2)",
     )
-    add("--threads", type=_positive, metavar="N", help="threads of the cpu; default: torch's")
-    add(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="default: benchmarks/results/<date>-<device>-train_step.json",
-    )
+    add("--threads", type=kind.COUNT, metavar="N", help="threads of the cpu; default: torch's")
+    add_json(parser, "train_step")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, received {value}")
-    return value
 
 
 def fill_in(args: argparse.Namespace, device: Device) -> None:
@@ -109,7 +91,7 @@ def measure_all(args: argparse.Namespace, device: Device) -> measure.Comparison:
             rounds=args.rounds,
             steps=args.steps,
             warmup=args.warmup,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
+            say=say,
         )
     except Exception as error:
         if device.is_out_of_memory(error):

@@ -335,6 +335,8 @@ def with_sync_batch_norm(model: torch.nn.Module, device: Device) -> torch.nn.Mod
     """
     if not device.is_accelerator:
         raise UsageError("--sync-bn needs an accelerator; on cpu run without it")
+    import torch
+
     found: torch.nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return found
 

@@ -140,7 +140,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def spread_like(model: Any, value: Any) -> Any:
-    """Takes this rank's part of a whole tensor; all ranks call it.
+    """Takes this rank's part of a whole tensor.
 
     Args:
         model: A tensor whose parts the ranks have, or any other one.
@@ -151,9 +151,16 @@ def spread_like(model: Any, value: Any) -> Any:
     """
     if not is_spread(model) or getattr(value, "shape", None) != model.shape:
         return value
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor
 
-    return distribute_tensor(value, model.device_mesh, model.placements)
+    # Without communication: not every device's library has the one of distribute_tensor.
+    (placement,), mesh = model.placements, model.device_mesh
+    parts, rank = value.chunk(mesh.size(), dim=placement.dim), mesh.get_local_rank()
+    part = parts[rank] if rank < len(parts) else value.narrow(placement.dim, 0, 0)
+    return DTensor.from_local(
+        part.to(local(model).device, copy=True), mesh, model.placements, run_check=False,
+        shape=value.shape, stride=value.stride(),
+    )  # fmt: skip
 
 
 def load_state_dict(network: nn.Module, state: dict[str, torch.Tensor]) -> None:

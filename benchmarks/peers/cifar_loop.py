@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.measure import Unavailable
+from benchmarks.peers import require
 
 
 class ArrayDataset(torch.utils.data.Dataset):
@@ -56,10 +55,7 @@ def _endless(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
 def _loader(
     images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int, workers: int
 ) -> torch.utils.data.DataLoader:
-    try:
-        transforms = importlib.import_module("torchvision.transforms")
-    except (ImportError, RuntimeError) as error:
-        raise Unavailable(f"{error}: pip install torchvision") from error
+    transforms = require("torchvision.transforms", "torchvision")
     transform = transforms.Compose([
         transforms.RandomCrop(32, padding=4),
         transforms.RandomHorizontalFlip(),

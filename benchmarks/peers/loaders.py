@@ -9,7 +9,6 @@ library that is not installed is noticed before anything is measured.
 
 from __future__ import annotations
 
-import importlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.measure import Unavailable
+from benchmarks.peers import require
 
 Decode = Callable[[bytes, tuple[int, int, int, int], bool, int], NDArray[np.uint8]]
-
-_INSTALL = {
-    "cv2": "opencv-python-headless",
-    "nvidia.nvimgcodec": "nvidia-nvimgcodec-cu13",
-    "torchvision.transforms.v2": "torchvision",
-}
 
 
 def create(name: str) -> Decode:
@@ -38,17 +31,9 @@ def create(name: str) -> Decode:
     return NAMES[name]()
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:
-        cure = f"pip install {_INSTALL[name]}"
-        raise Unavailable(f"{name} cannot be imported ({error}): {cure}") from error
-
-
 def _pillow() -> Decode:
     """torchvision's ImageFolder and RandomResizedCrop on Pillow: what most loaders run."""
-    functional = _import("torchvision.transforms.v2").functional
+    functional = require("torchvision.transforms.v2", "torchvision").functional
     from PIL import Image
 
     def decode(data: bytes, box: tuple[int, int, int, int], flip: bool, side: int) -> Any:
@@ -62,7 +47,7 @@ def _pillow() -> Decode:
 
 def _torchvision() -> Decode:
     """torchvision's own JPEG decoder and tensor transforms, antialiased."""
-    functional = _import("torchvision.transforms.v2").functional
+    functional = require("torchvision.transforms.v2", "torchvision").functional
     from torchvision.io import ImageReadMode, decode_jpeg
 
     def decode(data: bytes, box: tuple[int, int, int, int], flip: bool, side: int) -> Any:
@@ -80,7 +65,7 @@ def _torchvision() -> Decode:
 
 def _opencv() -> Decode:
     """OpenCV, full decoding, bilinear without antialiasing: its usual fast path."""
-    cv2 = _import("cv2")
+    cv2 = require("cv2", "opencv-python-headless")
     cv2.setNumThreads(1)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
@@ -96,7 +81,8 @@ def _opencv() -> Decode:
 
 def _nvimgcodec() -> Decode:
     """nvImageCodec on the CPU, decoding the region only, then OpenCV's bilinear resize."""
-    codec, cv2 = _import("nvidia.nvimgcodec"), _import("cv2")
+    codec = require("nvidia.nvimgcodec", "nvidia-nvimgcodec-cu13")
+    cv2 = require("cv2", "opencv-python-headless")
     cv2.setNumThreads(1)
     backend = codec.Backend(codec.BackendKind.CPU_ONLY)
     decoder = codec.Decoder(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import Unavailable
+from benchmarks.peers import require
 
 
 def build(
@@ -72,10 +73,7 @@ def create_model(arch: str) -> nn.Module:
     Raises:
         Unavailable: No timm, or no such network in it.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise Unavailable(f"timm cannot be imported ({error}): pip install timm") from error
+    timm = require("timm", "timm")
     name = arch.replace("se-", "se").replace("-", "_")
     if not timm.is_model(name):
         raise Unavailable(f"timm has no {name}")

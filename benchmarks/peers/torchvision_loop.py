@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import Unavailable
+from benchmarks.peers import require
 
 
 def build_reference(
@@ -108,10 +109,7 @@ def create_model(arch: str) -> nn.Module:
     Raises:
         Unavailable: No torchvision, or no such network in it.
     """
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise Unavailable(f"torchvision cannot be imported ({error}): install it") from error
+    models = require("torchvision.models", "torchvision")
     name = arch.replace("-", "_")
     if name not in models.list_models(module=models):
         raise Unavailable(f"torchvision has no {name}")

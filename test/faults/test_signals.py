@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from record import record
 from runs import checkpoint, values
+from torch.distributed import fsdp
 from victims import ALL, STATEFUL, Victim, differences, on_request, whole
 
 PHASES = ("import", "data", "first", "step", "validation", "save", "between")
@@ -92,6 +93,19 @@ def test_sigterm(
     stopped(victim, "SIGTERM", target, steps, tmp_path / "w")
     if phase not in NOTHING_YET and (ALL or ranks == 1):
         goes_on(images, tmp_path / "w", straight(ranks, *STATEFUL, *flags), ranks, *flags)
+
+
+@pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="needs PyTorch 2.6")
+@pytest.mark.parametrize("phase", ["step", *whole("validation", "save", "between")])
+def test_a_sharded_training_is_asked_to_stop(
+    images: Path, straight: Callable[..., Path], tmp_path: Path, phase: str
+) -> None:
+    sharded = ("--parallel", "fsdp")
+    victim = start(images, tmp_path, phase, 2, *sharded)
+    victim.strike(1, signal.SIGTERM)
+    stopped(victim, "SIGTERM", 1, victim.steps(), tmp_path / "w")
+    if ALL:
+        goes_on(images, tmp_path / "w", straight(2, *STATEFUL, *sharded), 2, *sharded)
 
 
 @pytest.mark.parametrize(

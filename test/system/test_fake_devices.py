@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from fakes.support import fake_environment, skip_reason
 from runs import (
     checkpoint,
@@ -110,6 +111,24 @@ def test_two_processes(images: Path, tmp_path: Path, old_torch: bool) -> None:
     first, second = values(one, "train", "train.loss"), values(two, "train", "train.loss")
     assert second == pytest.approx(first, rel=1e-5)
     assert values(two, "epoch", "val.correct") == values(one, "epoch", "val.correct")
+
+
+@pytest.mark.parametrize(("kind", "engine"), [("npu", "ddp"), ("mlu", "fsdp")])
+def test_batch_norm_over_all_devices(
+    images: Path, narrow: tuple[str, Path], tmp_path: Path, kind: str, engine: str
+) -> None:
+    """Two devices with four images each train as one with eight, sharded or not."""
+    common = (*SMALL[:4], *narrow, "-j", 0, "-p", 1, "--lr", 0.01, "--seed", 7, "--epochs", 1)
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_main(images, *common, "-b", 8, "--device", "cpu", "--workspace", one)
+    run_main(images, *common, "-b", 4, "--device", kind, "--sync-bn", "--parallel", engine,
+             "--workspace", two, ranks=2, env=fake(kind))  # fmt: skip
+    for metric in ("train.loss", "val.loss"):
+        first, second = (values(place, "epoch", metric) for place in (one, two))
+        assert second == pytest.approx(first, rel=1e-4), metric
+    mine, theirs = (checkpoint(place / "checkpoint.pth.tar")["state_dict"] for place in (two, one))
+    for name in ("bn1.running_mean", "layer4.1.bn2.running_var", "fc.weight"):
+        assert torch.allclose(mine[name], theirs[name], rtol=1e-3, atol=1e-5), name
 
 
 def test_a_checkpoint_moves_between_devices(images: Path, on_cpu: Path, tmp_path: Path) -> None:

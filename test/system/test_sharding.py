@@ -10,7 +10,15 @@ from unittest import mock
 
 import pytest
 import torch
-from runs import ROOT, checkpoint, nursery, run_main, values, write_images
+from runs import (
+    ROOT,
+    checkpoint,
+    nursery,
+    run_main,
+    values,
+    write_images,
+    write_narrow_weights,
+)
 
 from image_classification import sharding
 from image_classification.errors import UsageError
@@ -54,6 +62,21 @@ def test_a_training_goes_on_either_way(tmp_path: Path) -> None:
         assert all(type(entry) is torch.Tensor for entry in made[part].values())
         for key, entry in expected[part].items():
             assert torch.allclose(made[part][key], entry, atol=1e-4), key
+
+
+def test_a_divergence_goes_back(tmp_path: Path) -> None:
+    """To the last checkpoint, of which each rank takes its part, three times."""
+    images = write_images(tmp_path / "images", train=8, val=3)
+    narrow = write_narrow_weights(tmp_path / "narrow.pth", "resnet18")
+    done = run_main(images, *COMMON, *narrow, "--parallel", "fsdp", "--epochs", 9,
+                    "--lr", 1e20, "--warmup", 1, "--lr-schedule", "linear",
+                    "--on-divergence", "rollback", "--checkpoint-interval", 1,
+                    "--workspace", tmp_path / "w", ranks=2, expect=5)  # fmt: skip
+    assert "rollback 3 of 3: back at optimizer step " in done.stdout
+    assert all(
+        torch.isfinite(weight).all()
+        for weight in checkpoint(tmp_path / "w/checkpoint.pth.tar")["state_dict"].values()
+    )
 
 
 def test_an_older_pytorch_is_refused() -> None:

@@ -25,8 +25,8 @@ import main
 import multiproc
 import prune
 import quantize
-from benchmarks import cifar as cifar_benchmark
 from benchmarks import (
+    budgets,
     finetune,
     inference,
     loader,
@@ -37,6 +37,7 @@ from benchmarks import (
     startup,
     train_step,
 )
+from benchmarks import cifar as cifar_benchmark
 from benchmarks import run as benchmark_run
 from benchmarks import runtimes as benchmark_runtimes
 from image_classification import dataset_tools, errors
@@ -63,6 +64,7 @@ PARSERS: dict[str, argparse.ArgumentParser] = {
     "quantize.py": quantize.build_parser(),
     "prune.py": prune.build_parser(),
     "benchmarks/cifar.py": cifar_benchmark.build_parser(),
+    "benchmarks/budgets.py": budgets.build_parser(),
     "benchmarks/finetune.py": finetune.build_parser(),
     "benchmarks/reliability_overhead.py": reliability_overhead.build_parser(),
     "benchmarks/inference.py": inference.build_parser(),

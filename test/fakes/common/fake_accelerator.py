@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import fake_batch_norm
 import torch
 
 _COLLECTIVE = {"npu": "hccl", "mlu": "cncl"}
@@ -61,6 +62,7 @@ def install(kind: str) -> ModuleType:
     torch._register_device_module(kind, module)
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
     _register_collective(kind)
+    _KEPT_ALIVE.append(fake_batch_norm.register())
     if os.environ.get("FAKE_ACC_STATS"):
         _record_statistics(library, os.environ["FAKE_ACC_STATS"])
     return module

@@ -50,9 +50,18 @@ class FakeBackend(torch._C._distributed_c10d.Backend):
         return self._call("allgather", outputs, inputs, opts)
 
     def all_gather_single(self, output: Any, source: Any, opts: Any = None) -> Any:
-        return self._call("_allgather_base", output, source, opts)
+        # Flat: a vendor's library counts elements, gloo looks at the first dimension.
+        return self._call("_allgather_base", output.view(-1), source.view(-1), opts)
 
     _allgather_base = all_gather_single  # the name before it became public
+
+    def all_gather_single_coalesced(self, outputs: Any, sources: Any, opts: Any = None) -> Any:
+        return self._call("all_gather_single_coalesced", outputs, sources, opts)
+
+    def reduce_scatter_single(self, output: Any, source: Any, opts: Any = None) -> Any:
+        return self._call("_reduce_scatter_base", output, source, opts)
+
+    _reduce_scatter_base = reduce_scatter_single
 
     def gather(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         raise NotImplementedError(f"{self._name} has no gather")

@@ -1,0 +1,46 @@
+# SPDX-FileCopyrightText: The image classification package authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the command lines of the benchmarks have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from image_classification import option_types as kind
+from image_classification.device import DEVICE_TYPES
+from models import model_names
+
+
+def create_parser(description: str | None) -> argparse.ArgumentParser:
+    """Makes the parser of a program with this docstring, of which it shows the first line."""
+    first = (description or "").splitlines()[0]
+    return argparse.ArgumentParser(description=first, allow_abbrev=False)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declares --device."""
+    choices = ["auto", "gpu", *DEVICE_TYPES]
+    parser.add_argument("--device", default="auto", choices=choices, help="default: auto")
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Declares --arch and --image-size."""
+    add = parser.add_argument
+    add("--arch", default="resnet50", choices=model_names(), metavar="NAME",
+        help="default: resnet50")  # fmt: skip
+    add("--image-size", type=kind.PIXELS, default=224, metavar="PX", help="default: 224")
+
+
+def add_json(parser: argparse.ArgumentParser, benchmark: str) -> None:
+    """Declares --json, where the result goes; see `measure.save`."""
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE",
+        help=f"default: benchmarks/results/<date>-<device>-{benchmark}.json",
+    )  # fmt: skip
+
+
+def say(line: str) -> None:
+    """Tells how far it is."""
+    print(line, file=sys.stderr, flush=True)
