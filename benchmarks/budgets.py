@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipes by budget at small scale: accuracy and time beside a plain training's, over seeds.
 
-    python benchmarks/budgets.py DIR          # DIR/<class>/<image>, for example CIFAR-10 as JPEGs
+    python benchmarks/budgets.py                      # on sample:digits
+    python benchmarks/budgets.py DIR --budgets 16     # on a data set that main.py takes
 
 A training of ImageNet takes GPUs; this shows on a CPU what the recipes are made of: images that
 begin small and grow, averaged weights, a linear schedule, larger images in the validation. Sizes,
@@ -23,10 +24,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import environment, measure, subsets
+from benchmarks import environment, measure, trainings
 from benchmarks.program import add_device, add_json, create_parser, say
 from image_classification import option_types as kind
-from image_classification.data_index import scan_class_folders
 from image_classification.device import Device
 from image_classification.errors import run_program
 from image_classification.metrics import mean_and_spread
@@ -37,10 +37,11 @@ STEP = 64  # images; the recipes have 1024, and their rates are in proportion
 COMMON = ("--optimizer-batch-size", STEP, "-b", STEP, "-p", 100)
 #: Flags of a way to train for some epochs.
 WAYS = {
-    "recipe": ("--lr", 1.7 * STEP / 1024, "--progressive-resize", 64, "--image-size", 96,
-               "--val-size", 128, "--val-resize", 146, "--use-ema", 0.99),
+    "recipe": ("--lr", 1.7 * STEP / 1024, "--progressive-resize", 32, "--image-size", 48,
+               "--val-size", 64, "--val-resize", 73, "--use-ema", 0.99),
     "plain": ("--lr", 0.1, "--lr-schedule", "cosine", "--warmup", 2, "--label-smoothing", 0.1,
-              "--momentum", 0.9, "--weight-decay", 1e-4, "--image-size", 96, "--val-resize", 110),
+              "--momentum", 0.9, "--weight-decay", 1e-4, "--image-size", 48, "--val-size", 48,
+              "--val-resize", 55),
 }  # fmt: skip
 
 
@@ -48,28 +49,24 @@ def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
     parser = create_parser(__doc__)
     add = parser.add_argument
-    add("directory", type=Path, metavar="DIR", help="a folder for each class")
+    add("data", nargs="?", default="sample:digits", metavar="DIR", help="default: sample:digits")
     add_device(parser)
     add("--arch", default="resnet18", metavar="NAME", help="default: resnet18")
     add("--budgets", nargs="+", default=["16", "32"], choices=BUDGETS, metavar="EPOCHS",
         help=f"default: 16 32, of {', '.join(BUDGETS)}")
-    add("--images", type=kind.COUNT, default=100, metavar="N",
-        help="of each class in the training; default: 100")
-    add("--val", type=kind.COUNT, default=50, metavar="N",
-        help="of each class in the validation; default: 50")
     add("--seeds", type=kind.COUNT, default=3, metavar="N", help="repetitions; default: 3")
     add_json(parser, "budgets")
     return parser
 
 
-def train(data: Path, workspace: Path, seeds: int, *flags: Any) -> dict[str, Any]:
+def train(data: str, workspace: Path, seeds: int, *flags: Any) -> dict[str, Any]:
     """Trains from several seeds: what seeds.json holds, and the seconds of training of each."""
     numbers = ",".join(map(str, range(seeds)))
-    subsets.train(data, workspace, *map(str, flags), "--seeds", numbers)
+    trainings.train(data, workspace, *map(str, flags), "--seeds", numbers)
     found: dict[str, Any] = json.loads((workspace / SEEDS_NAME).read_text("utf-8"))
     folders = sorted(path.parent for path in workspace.glob("*/metrics.jsonl"))
     found["seconds"] = [
-        sum(row["train.epoch_time"] for row in subsets.epochs(folder)) for folder in folders
+        sum(row["train.epoch_time"] for row in trainings.epochs(folder)) for folder in folders
     ]
     return found
 
@@ -79,25 +76,24 @@ def run(args: argparse.Namespace) -> None:
     device = Device.select(args.device)
     described = environment.capture(device)
     say(environment.text(described))
-    index, runs = scan_class_folders(args.directory, "train"), {}
+    runs: dict[str, Any] = {}
     rows = [["epochs", "", "top-1 (%)", "training (s)"]]
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder, "images")
-        subsets.link(index, range(len(index.classes)), data, train=args.images, val=args.val)
         for epochs in args.budgets:
             for name, flags in WAYS.items():
                 own = ("--recipe", f"resnet50-{epochs}") if name == "recipe" else ()
-                found = train(data, Path(folder, f"{name}-{epochs}"), args.seeds, *own, *COMMON,
-                              *flags, "--arch", args.arch, "--epochs", epochs,
+                place = Path(folder, f"{name}-{epochs}")
+                found = train(args.data, place, args.seeds, *own, *COMMON, *flags,
+                              "--arch", args.arch, "--epochs", epochs,
                               "--device", device.type)  # fmt: skip
                 runs[f"{name}, {epochs} epochs"] = found
                 seconds = mean_and_spread(found["seconds"])
                 top1 = mean_and_spread(found["top1"].values())
                 rows.append([epochs, name, str(top1), str(seconds)])
                 say(" | ".join(rows[-1]))
-    print(f"\n{len(index.classes)} classes of {args.images} images, {args.arch}, {device}\n")
+    print(f"\n{args.data}, {args.arch}, {device}\n")
     print(measure.markdown_table(rows))
-    settings = {key: getattr(args, key) for key in ("arch", "budgets", "images", "val", "seeds")}
+    settings = {key: getattr(args, key) for key in ("data", "arch", "budgets", "seeds")}
     record = {"benchmark": "budgets", "schema": measure.SCHEMA, "environment": described,
               "settings": settings, "runs": runs}  # fmt: skip
     measure.save(record, args.json, device)

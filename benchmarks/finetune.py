@@ -14,6 +14,7 @@ layers from the first one on, so that it has at least the same time. Every run i
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import tempfile
 import time
@@ -23,7 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-from benchmarks import environment, measure, subsets
+import numpy as np
+
+from benchmarks import environment, measure, trainings
 from benchmarks.program import add_device, add_json, create_parser, say
 from image_classification import option_types as kind
 from image_classification.data_index import scan_class_folders
@@ -80,16 +83,33 @@ def divide(source: Path, target: Path, train: tuple[int, int], val: int) -> tupl
     halves = range(count // 2), range(count // 2, count)
     made = target / "first", target / "few"
     for place, labels, images in zip(made, halves, train, strict=True):
-        subsets.link(index, labels, place, train=images // len(labels), val=val // len(labels))
+        for_val, for_train = val // len(labels), images // len(labels)
+        for label in labels:
+            found = np.flatnonzero(index.labels == label).tolist()
+            name, needed = index.classes[label], max(for_val, 1) + max(for_train, 1)
+            if not for_val or not for_train or len(found) < needed:
+                raise DataError(
+                    f"{printable(source / name)} has {len(found)} images for {for_val} in val and "
+                    f"{for_train} in train: at least one each is needed, and no more than there "
+                    "are; see --val, --images, --pretraining"
+                )
+            random.Random(0).shuffle(found)
+            for split, chosen in (("val", found[:for_val]),
+                                  ("train", found[for_val : for_val + for_train])):  # fmt: skip
+                folder = place / split / name
+                folder.mkdir(parents=True)
+                for number, i in enumerate(chosen):
+                    image = Path(index.path(i)).resolve()
+                    (folder / f"{number}{image.suffix}").symlink_to(image)
     return made
 
 
 def train(data: Path, workspace: Path, *flags: str) -> tuple[float, float, str]:
     """Runs main.py; returns the top-1 (%) of the last epoch, the time (s), and its output."""
     started = time.perf_counter()
-    output = subsets.train(data, workspace, *flags)
+    output = trainings.train(data, workspace, *flags)
     seconds = time.perf_counter() - started
-    return subsets.epochs(workspace)[-1]["val.top1"], seconds, output
+    return trainings.epochs(workspace)[-1]["val.top1"], seconds, output
 
 
 def compare(args: argparse.Namespace, device: Device, folder: Path) -> dict[str, Any]:
