@@ -52,7 +52,8 @@ def build_parser() -> OptionParser:
         "--checkpoint",
         "--resume",
         metavar="PATH",
-        help="checkpoint of main.py: it brings network, class names and preprocessing",
+        help="checkpoint of main.py, or a .onnx file of export.py or quantize.py: it brings "
+        "network, class names and preprocessing",
     )
     add(
         "--weights",

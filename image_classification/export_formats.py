@@ -45,10 +45,12 @@ class Written(NamedTuple):
     Attributes:
         forward: maps float32 [N, 3, H, W] to logits [N, num_classes], both on the CPU.
         card: the description in the file, as `model_card.to_strings` makes it.
+        batch_size: the only one that the file takes; None: any.
     """
 
     forward: Forward
     card: dict[str, str]
+    batch_size: int | None = None
 
 
 class Format(NamedTuple):
@@ -150,7 +152,9 @@ def read_onnx(source: Path | bytes, threads: int = 0) -> Written:
     def forward(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
-    return Written(forward, session.get_modelmeta().custom_metadata_map)
+    first = session.get_inputs()[0].shape[0]
+    batch_size = first if isinstance(first, int) else None
+    return Written(forward, session.get_modelmeta().custom_metadata_map, batch_size)
 
 
 def run_openvino(source: Path | bytes, threads: int, precision: str | None = None) -> Forward:

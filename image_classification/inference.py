@@ -16,6 +16,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from image_classification import onnx_network
 from image_classification.augmentation import EvalPreset
 from image_classification.data_index import IMAGE_EXTENSIONS
 from image_classification.device import Device
@@ -234,18 +236,13 @@ def load_classifier(
     """Load a trained classifier from one file.
 
     Args:
-        path: a checkpoint of this package, what export.py made of it as safetensors, or bare
-            weights, which need `arch`.
-        device: "auto", "gpu" or a type of the device table.
+        path: a checkpoint of this package, what export.py made of it as safetensors or ONNX, what
+            quantize.py made of it, or bare weights, which need `arch`.
+        device: "auto", "gpu" or a type of the device table; an ONNX file is for "cpu".
         precision: "fp32"; "amp", mixed precision as the device supports it; "fp16", half
-            precision weights.
-        ema: see `extract_weights`.
-        arch: name of the network; a checkpoint knows its own.
-        image_size: side of the network's input in pixels, instead of the checkpoint's.
-        val_resize: short side in pixels before the central crop, instead of the checkpoint's.
-        interpolation: one of `presets.INTERPOLATIONS`, instead of the checkpoint's.
-        class_names: by index, instead of the checkpoint's. Without either, the index as text.
-        bn_epsilon: BatchNorm's, instead of what the file tells of its training, if it does.
+            precision weights. An ONNX file has its own.
+        ema, arch, image_size, val_resize, interpolation, class_names, bn_epsilon: instead of what
+            the file tells, see `load_trained_network`.
         runtime: how the network runs, a key of `runtimes.PACKAGES`.
         say: hears, at the first batch, how far the runtime's logits are from eager PyTorch's.
 
@@ -257,10 +254,18 @@ def load_classifier(
         UsageError: unknown device, precision or network, an `arch` is needed, or a size is out of
             range.
     """
-    network = load_trained_network(
-        path, ema=ema, arch=arch, image_size=image_size, val_resize=val_resize,
-        interpolation=interpolation, class_names=class_names, bn_epsilon=bn_epsilon,
-    )  # fmt: skip
+    wanted: dict[str, Any] = {
+        "image_size": image_size, "val_resize": val_resize, "interpolation": interpolation,
+        "class_names": class_names,
+    }  # fmt: skip
+    if os.fspath(path).lower().endswith(onnx_network.ENDING):
+        onnx_network.refuse(os.fspath(path), (arch, ema, bn_epsilon), device, precision)
+        network = onnx_network.load_onnx_network(
+            os.fspath(path), runtime, exact=precision.lower() == "fp32", **wanted
+        )
+        device, precision, runtime = "cpu", "fp32", "eager"  # what is in the file stays as it is
+    else:
+        network = load_trained_network(path, ema=ema, arch=arch, bn_epsilon=bn_epsilon, **wanted)
     return Classifier(
         network.model,
         arch=network.arch,

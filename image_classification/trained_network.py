@@ -83,12 +83,12 @@ def load_trained_network(
         options = {**options, "bn_epsilon": epsilon}
     model, num_classes = _build(arch, options, weights.state, name)
     report = load_weights(model, weights, min_matched=1.0)
-    preset, notes = _choose_preset(saved, arch, name, image_size, val_resize, interpolation)
+    preset, notes = choose_preset(saved, arch, name, image_size, val_resize, interpolation)
     return TrainedNetwork(
         model=model.eval(),
         arch=arch,
         options=dict(options),
-        classes=_choose_classes(saved.get("classes"), class_names, num_classes, name),
+        classes=choose_classes(saved.get("classes"), class_names, num_classes, name),
         preset=preset,
         notes=[*report.messages, *report.warnings, *notes],
     )
@@ -127,9 +127,14 @@ def _build(
         ) from error
 
 
-def _choose_classes(
+def choose_classes(
     saved: object, wanted: Sequence[str] | None, num_classes: int, source: str
 ) -> list[str]:
+    """The class names that are wanted, else those of the file, else the indices.
+
+    Raises:
+        CheckpointError: They are no names, or not as many as the network has outputs.
+    """
     names = saved if wanted is None else list(wanted)
     if names is None:
         return [str(index) for index in range(num_classes)]
@@ -166,7 +171,7 @@ def _usual_preset(arch: str, source: str) -> tuple[EvalPreset, str]:
     return EvalPreset(size, size + 32), "the usual way"
 
 
-def _choose_preset(
+def choose_preset(
     content: Mapping[str, Any],
     arch: str,
     source: str,
@@ -174,7 +179,18 @@ def _choose_preset(
     val_resize: int | None,
     interpolation: str | None,
 ) -> tuple[EvalPreset, list[str]]:
-    """What the options say, else the file, else what is usual; and a line where that is taken."""
+    """What the options say, else the file, else what is usual; and a line where that is taken.
+
+    Args:
+        content: Of the file, by the keys of a checkpoint.
+        arch: Name of the network.
+        source: The file, for messages.
+        image_size, val_resize, interpolation: As of `load_trained_network`.
+
+    Raises:
+        CheckpointError: What the file says cannot be.
+        UsageError: A size is out of range.
+    """
     preset, why = saved_preset(content, source), ""
     if preset is None:
         preset, why = _usual_preset(arch, source)

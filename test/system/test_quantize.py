@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import classify
 import quantize
 from benchmarks import inference
 from image_classification import cpu_features, exporter, quantization
@@ -95,6 +96,11 @@ def test_the_8_bit_file_answers_alike_and_the_table_says_so(
         logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
         difference = (logits - expected).abs().max() / expected.abs().max()
         assert 1e-6 < difference < 0.2  # rounded, and no more than that
+
+    photos = run_folder / "data/val"
+    assert classify.main(["--checkpoint", str(file), "--topk", "1", str(photos)]) == 0
+    for path, name in zip(*[iter(capsys.readouterr().out.splitlines())] * 2, strict=True):
+        assert name.startswith(f"{Path(path).parent.name}: ")
 
     record = json.loads((run_folder / "best.int8.json").read_text())
     rows = {entry["name"]: entry for entry in record["contenders"]}

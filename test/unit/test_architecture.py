@@ -32,7 +32,7 @@ LEVELS: dict[int, set[str]] = {
     2: {"checkpoint", "checkpoint_files", "saver", "pretrained", "weight_files", "loader_worker",
         "pytorch_loader", "synthetic_loader", "fast_loader", "dali_loader",
         "resident_loader", "dataloaders", "workspace", "data_processing", "trained_network",
-        "export_formats", "network_options", "rehearsal", "batch_size", "runtimes"},
+        "export_formats", "network_options", "rehearsal", "batch_size", "runtimes", "onnx_network"},
     3: {"training", "validation", "epochs", "preflight", "inference", "failures", "dataset_tools",
         "data_sources", "report", "doctor", "exporter", "evaluation", "quantization", "pruning"},
     4: {"main", "classify", "checkpoint2model", "export", "quantize", "prune", "launch",
