@@ -137,7 +137,7 @@ def validate_args(args: argparse.Namespace) -> None:
          f"--output must end in {' or '.join(OUTPUT_ENDINGS)}, got {args.output}"),
     ]  # fmt: skip
     args.device = "cpu" if args.cpu else args.device or "auto"
-    if args.arch is None and args.weights:
+    if args.arch is None and args.weights and not args.weights.lower().endswith(".onnx"):
         args.arch = "resnet50"
     check_options(rules, args.output, args.arch)
 

@@ -756,7 +756,7 @@ def build_model(state: Run, splits: Splits) -> torch.nn.Module:
     """Builds the network with the checkpoint's or the given weights, on the device."""
     import torch
 
-    from image_classification import distributed, freezing, recomputing
+    from image_classification import compiling, distributed, freezing, recomputing
     from image_classification.pretrained import Weights, load_weights, starting_weights
     from models import create_model
 
@@ -789,7 +789,7 @@ def build_model(state: Run, splits: Splits) -> torch.nn.Module:
     model = distributed.with_sync_batch_norm(model, state.device) if args.sync_bn else model
     dtype = torch.float16 if args.fp16 else torch.float32
     model = model.to(state.device.torch_device, dtype, memory_format=state.memory_format)
-    return torch.jit.script(model) if args.jit == "script" else model
+    return compiling.scripted(model, args.jit, state.device, state.amp_dtype)
 
 
 def build_trainer(

@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from image_classification.errors import UsageError
 from image_classification.user_cache import keep_compiled
 
 if TYPE_CHECKING:
     from image_classification.device import Device
+
+_MOST_SHAPES = 64
+_WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def obstacle(device: Device) -> str | None:
@@ -40,16 +44,41 @@ def obstacle(device: Device) -> str | None:
     return None
 
 
-def compiled(network: nn.Module, mode: str) -> nn.Module:
+def compiled(network: nn.Module, mode: str, *, graphs: bool = True) -> nn.Module:
     """Wraps a network so that its first call compiles it, for every shape of input anew.
 
     Args:
         network: The network or what wraps it for several ranks; it stays what it is.
         mode: Of torch.compile: "default", "reduce-overhead" (CUDA graphs) or "max-autotune" (tries
             several kernels for each operation).
+        graphs: CUDA graphs where the mode has them. Not for steps of several passes: gradients
+            that are added up lie in a graph's memory, which the next pass takes (pytorch#169545).
     """
+    config: Any = torch._dynamo.config
+    for limit in ("recompile_limit", "cache_size_limit"):  # the name before PyTorch 2.6
+        if hasattr(config, limit):  # --progressive-resize can have more sizes than the default
+            setattr(config, limit, max(getattr(config, limit), _MOST_SHAPES))
+    mode = mode if graphs else _WITHOUT_GRAPHS.get(mode, mode)
     wrapped: nn.Module = _compile(network, mode=mode)
     return wrapped
+
+
+def scripted(
+    network: nn.Module, jit: str, device: Device, amp_dtype: torch.dtype | None
+) -> nn.Module:
+    """Makes the TorchScript of a network if `jit` is "script", else returns the network.
+
+    Raises:
+        UsageError: Mixed precision on a device for which TorchScript does not have it.
+    """
+    if jit != "script":
+        return network
+    if amp_dtype is not None and device.type not in ("cpu", "cuda"):
+        raise UsageError(
+            f"--jit script has no mixed precision on {device.type}: leave it or --amp out"
+        )
+    script: nn.Module = torch.jit.script(network)
+    return script
 
 
 def compiled_for_inference(network: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from .cpu_features import cpu_info, has_fast_bfloat16
 from .device_table import (
     DEVICE_TABLE,
     DEVICE_TYPES,
+    OUT_OF_MEMORY,
     DeviceSpec,
     available_devices,
     choose_index,
@@ -413,10 +414,9 @@ class Device:
         return tuple(found)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Return whether `error` means out of memory; the host's allocator has no own type."""
-        text = str(error)
+        """Return whether `error` means out of memory; not every allocator has a type for it."""
         return isinstance(error, self.out_of_memory_errors()) or (
-            isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in text
+            isinstance(error, RuntimeError) and any(said in str(error) for said in OUT_OF_MEMORY)
         )
 
     def explain_out_of_memory(self, error: BaseException, batch_size: int) -> str:

@@ -103,6 +103,11 @@ class DeviceSpec:
         return problems
 
 
+#: What a plain RuntimeError says where it means out of memory: the host's allocator, torch_npu's,
+#: the libraries of cuda, and Level Zero's of xpu.
+OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate", " out of memory", "_ALLOC_FAILED",
+                 "OUT_OF_DEVICE_MEMORY", "OUT_OF_HOST_MEMORY")  # fmt: skip
+
 DEVICE_TABLE: dict[str, DeviceSpec] = {
     spec.type: spec
     for spec in (
@@ -122,6 +127,12 @@ DEVICE_TABLE: dict[str, DeviceSpec] = {
         DeviceSpec("cpu", "CPU", None, "gloo", None, None),
     )
 }  # fmt: skip
+
+
+def collectives(device_type: str) -> tuple[str, ...]:
+    """The process group backends that take tensors of a device, its own first."""
+    own = DEVICE_TABLE[device_type].collective
+    return (own, "gloo") if device_type == "cuda" else (own,)
 
 
 # --- importing PyTorch and its plug-ins -----------------------------------------------------

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from image_classification.device_table import collectives
 from image_classification.errors import LostPeerError, UsageError, first_line
 from image_classification.launcher import HEARTBEAT, die_with_parent
 
@@ -205,11 +206,11 @@ def init(
         UsageError: The asked-for backend does not serve the device.
         LostPeerError: The other processes did not show up in time.
     """
-    if backend not in (None, device.collective, "gloo"):
+    allowed = collectives(device.type)
+    if backend is not None and backend not in allowed:
         raise UsageError(
             f"--dist-backend {backend} does not serve device '{device.type}'; "
-            f"allowed: {' or '.join(sorted({device.collective, 'gloo'}))} (leave the option out to "
-            "follow the device)"
+            f"allowed: {' or '.join(allowed)} (leave the option out to follow the device)"
         )
     if launch.world_size == 1:
         return []

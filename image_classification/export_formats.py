@@ -8,6 +8,7 @@ import importlib
 import inspect
 import io
 import json
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -143,11 +144,22 @@ def exporter_is_dynamo() -> bool:
 
 
 def read_onnx(source: Path | bytes, threads: int = 0) -> Written:
-    """Read an ONNX file, or its content, with onnxruntime; `threads` is 0 for all cores."""
+    """Read an ONNX file, or its content, with onnxruntime.
+
+    Args:
+        source: the file; or its content, which then may not refer to other files.
+        threads: of the CPU; 0 for all cores.
+    """
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 4  # what fails raises
+    with tempfile.TemporaryDirectory() as nothing:
+        if isinstance(source, bytes):  # else weights could be any file of the current folder
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", nothing
+            )
+        session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def forward(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])

@@ -212,8 +212,9 @@ class Classifier:
                 ) from error
             raise
         if not bool(probabilities.isfinite().all()):
+            cure = "damaged weights?" if self.precision == "fp32" else "use fp32"
             raise DivergedError(
-                f"{self.arch} gives outputs that are not finite in {self.precision}; use fp32"
+                f"{self.arch} gives outputs that are not finite in {self.precision}; {cure}"
             )
         return probabilities.tolist(), indices.tolist()
 

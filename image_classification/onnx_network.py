@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from image_classification import export_formats, model_card
-from image_classification.errors import CheckpointError, UsageError, first_line
+from image_classification.errors import CheckpointError, UsageError, printable
 from image_classification.runtimes import FixedBatch, Foreign
 from image_classification.trained_network import TrainedNetwork, choose_classes, choose_preset
 
@@ -78,19 +78,22 @@ def load_onnx_network(
             f"{path} takes images of {side} pixels, --image-size is {preset.image_size}; leave it "
             "out, or export the network with that size"
         )
+    images = torch.zeros(written.batch_size or 2, 3, side, side)
     try:
         forward = written.forward
         if engine == "openvino":
             forward = export_formats.run_openvino(content, threads, "f32" if exact else None)
-        outputs = forward(torch.zeros(written.batch_size or 1, 3, side, side)).shape[1]
+        shape = list(forward(images).shape)
     except Exception as error:
-        raise CheckpointError(f"{path} does not run in {engine}: {first_line(error)}") from error
+        raise CheckpointError(f"{path} does not run in {engine}: {_reason(error)}") from error
+    if len(shape) != 2 or shape[0] != len(images) or not shape[1]:
+        raise CheckpointError(f"{path} makes {shape} of {len(images)} images: it does not classify")
     network = Foreign(forward)
     return TrainedNetwork(
         model=FixedBatch(network, written.batch_size) if written.batch_size else network,
         arch=card["arch"],
         options={},
-        classes=choose_classes(card["classes"], class_names, outputs, path),
+        classes=choose_classes(card["classes"], class_names, shape[1], path),
         preset=preset,
         notes=[f"{path} runs in {engine} on the CPU"],
     )
@@ -99,15 +102,21 @@ def load_onnx_network(
 def _read(path: str, threads: int) -> tuple[bytes, export_formats.Written, dict[str, Any]]:
     """The content of a file, what onnxruntime makes of it, and its description."""
     try:
-        content = Path(path).read_bytes()  # a file's content cannot refer to other files
+        content = Path(path).read_bytes()
         written = export_formats.read_onnx(content, threads)
         card = model_card.from_strings(written.card)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # onnxruntime has classes of its own, which share no base
-        raise CheckpointError(f"{path} is no ONNX file, or damaged: {first_line(error)}") from error
+        raise CheckpointError(f"{path} is no ONNX file, or damaged: {_reason(error)}") from error
     if not card:
         raise CheckpointError(
             f"{path} does not say how images are prepared: take a file of export.py or quantize.py"
         )
     return content, written, card
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what an engine says: OpenVINO names its own files before it."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[-1].strip() if lines else type(error).__name__, 200)

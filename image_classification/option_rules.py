@@ -10,7 +10,7 @@ from typing import Any
 
 from image_classification import presets
 from image_classification import run_files as names
-from image_classification.device_table import DEVICE_TABLE
+from image_classification.device_table import DEVICE_TABLE, collectives
 from image_classification.option_types import AUTO
 
 
@@ -69,8 +69,8 @@ def _rules_of_the_run(options: argparse.Namespace) -> list[tuple[Any, str]]:
          f"--val-resize {options.val_resize} is smaller than the validation's size {val_size}"),
         (options.sync_bn and options.device == "cpu",
          "--sync-bn needs an accelerator; on cpu run without it"),
-        (options.dist_backend not in (None, "gloo") and options.device in DEVICE_TABLE
-         and options.dist_backend != DEVICE_TABLE[options.device].collective,
+        (options.dist_backend is not None and options.device in DEVICE_TABLE
+         and options.dist_backend not in collectives(options.device),
          f"--dist-backend {options.dist_backend} does not serve device '{options.device}'; leave "
          "it out"),
         (options.amp_dtype != "auto" and not options.amp,
@@ -119,6 +119,8 @@ def _rules_of_training(options: argparse.Namespace) -> list[tuple[Any, str]]:
         (options.freeze != "none" and options.jit == "script",
          "--freeze does not go with --jit script, which hides the network's parts"),
         (options.compile and options.evaluate, "--compile is for a training: drop --evaluate"),
+        (options.sync_bn and options.jit == "script",
+         "--sync-bn does not go with --jit script, which cannot hold it"),
         (options.compile and options.jit == "script",
          "--compile and --jit script exclude each other; give one"),
         (options.grad_checkpointing and (options.compile or options.jit == "script"),

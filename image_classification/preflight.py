@@ -200,7 +200,8 @@ def spread(
         logger.warning(f"{problem or 'torch.compile does not work on every rank'}: not compiled")
         return
     eager = min(step_times(trainer, image_size, layout)[1:])
-    trainer.spread(lambda network: compiling.compiled(wrap(network), mode))
+    graphs = trainer.accumulation_steps == 1
+    trainer.spread(lambda network: compiling.compiled(wrap(network), mode, graphs=graphs))
     try:
         first, *others = step_times(trainer, image_size, layout)
     except Exception as error:

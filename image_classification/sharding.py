@@ -155,6 +155,7 @@ def spread_like(model: Any, value: Any) -> Any:
 
     # Without communication: not every device's library has the one of distribute_tensor.
     (placement,), mesh = model.placements, model.device_mesh
+    value = value.contiguous()
     parts, rank = value.chunk(mesh.size(), dim=placement.dim), mesh.get_local_rank()
     part = parts[rank] if rank < len(parts) else value.narrow(placement.dim, 0, 0)
     return DTensor.from_local(

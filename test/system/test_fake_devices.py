@@ -193,6 +193,15 @@ def test_an_absent_device_is_a_clear_error(images: Path, tmp_path: Path) -> None
     assert not (tmp_path / "w").exists()
 
 
+def test_what_no_accelerator_but_cuda_can_do(images: Path, tmp_path: Path) -> None:
+    for flags, text in ((("--jit", "script", "--amp"), "--jit script has no mixed precision"),
+                        (("--dist-backend", "gloo"), "does not serve device 'mlu'; allowed: cncl")):
+        done = run_main(images, *SMALL, *flags, "--workspace", tmp_path / "w", env=fake("mlu"),
+                        expect=2)  # fmt: skip
+        (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+        assert text in line and not (tmp_path / "w").exists()
+
+
 def test_more_processes_than_devices(images: Path, tmp_path: Path) -> None:
     done = run_main(images, *SMALL, "--device", "npu", "--workspace", tmp_path / "w", ranks=2,
                     env=fake("npu", count=1), expect=2)  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,3 +112,53 @@ def test_missing_packages_name_their_command(
     words = ["--checkpoint", str(folder / "any.onnx"), "--runtime", "openvino", str(folder)]
     assert classify.main(words) == 2
     assert "pip install onnxruntime openvino" in capsys.readouterr().err
+
+
+def altered(folder: Path, path: Path, change: Callable[[Any], None]) -> list[str]:
+    """Words for classify.py with a file that was changed by hand."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(folder / "any.onnx")
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return ["--checkpoint", str(path), str(folder / "photos")]
+
+
+def test_it_reads_no_other_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Weights may lie beside an ONNX file; a hostile one would name any file of the folder."""
+    onnx = pytest.importorskip("onnx")
+
+    def change(model: Any) -> None:
+        weight = next(one for one in model.graph.initializer if len(one.dims) == 4)
+        onnx.external_data_helper.set_external_data(weight, "secret", length=len(weight.raw_data))
+        (tmp_path / "secret").write_bytes(weight.raw_data)
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+
+    words = altered(folder, tmp_path / "hostile.onnx", change)
+    monkeypatch.chdir(tmp_path)
+    assert classify.main(words) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is no ONNX file, or damaged" in line
+
+
+def test_outputs_that_are_no_classes_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    helper = pytest.importorskip("onnx").helper
+
+    def first_image_only(model: Any) -> None:
+        last = next(node for node in model.graph.node if "logits" in node.output)
+        last.output[0] = "all"
+        start, end = (
+            helper.make_tensor(name, 7, [1], [value]) for name, value in (("s", 0), ("e", 1))
+        )
+        model.graph.initializer.extend([start, end])
+        model.graph.node.append(helper.make_node("Slice", ["all", "s", "e"], ["logits"]))
+
+    words = altered(folder, tmp_path / "one.onnx", first_image_only)
+    assert classify.main(words) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "makes [1, 4] of 2 images: it does not classify" in line

@@ -164,7 +164,11 @@ def test_out_of_memory_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert device.is_out_of_memory(caught.value)
+    for text in ("NPU out of memory. Tried to allocate 2.00 GiB", "CUDA error: out of memory",
+                 "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"):  # fmt: skip
+        assert device.is_out_of_memory(RuntimeError(text))
     assert not device.is_out_of_memory(RuntimeError("shape mismatch"))
+    assert not device.is_out_of_memory(ValueError("NPU out of memory"))
 
 
 def test_deterministic_mode(monkeypatch: pytest.MonkeyPatch) -> None:

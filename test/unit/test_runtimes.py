@@ -107,3 +107,27 @@ def test_batches_of_one_size_for_any_number_of_images() -> None:
     images = torch.randn(7, 3, 2, 2)
     assert torch.equal(FixedBatch(forward, 3)(images), images.mean((2, 3)))
     assert sizes == [3, 3, 3]
+
+
+def test_steps_of_several_passes_are_compiled_without_cuda_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda network, mode, dynamic: modes.append(mode))
+    for mode in ("default", "reduce-overhead", "max-autotune"):
+        for graphs in (True, False):
+            compiling.compiled(torch.nn.Identity(), mode, graphs=graphs)
+    assert modes == ["default", "default", "reduce-overhead", "default", "max-autotune",
+                     "max-autotune-no-cudagraphs"]  # fmt: skip
+
+
+def test_every_size_of_growing_images_is_compiled() -> None:
+    if compiling.obstacle(Device.select("cpu")) is not None:
+        pytest.skip("no compiler")
+    count = torch._dynamo.testing.CompileCounter()
+    compiling.compiled(torch.nn.Identity(), "default")  # lifts the limit, which is 8
+    network = torch.compile(lambda images: images + 1, backend=count, dynamic=False)
+    for side in range(1, 21):
+        network(torch.zeros(side))
+    assert count.frame_count == 20
+    torch.compiler.reset()

@@ -80,9 +80,13 @@ void count_wait(const char* kind) {
 void charge(size_t bytes) {
   State& s = state();
   const int64_t limit = s.memory_limit, size = static_cast<int64_t>(bytes);
-  TORCH_CHECK_WITH(OutOfMemoryError, limit == 0 || s.live + size <= limit,
-                   "fake device out of memory. Tried to allocate ", size, " bytes with ",
-                   s.live.load(), " of ", limit, " bytes in use");
+  if (limit != 0 && s.live + size > limit) {
+    const std::string text = c10::str("out of memory. Tried to allocate ", size, " bytes with ",
+                                      s.live.load(), " of ", limit, " bytes in use");
+    // torch_npu's allocator has no type for it, torch_mlu's has PyTorch's.
+    TORCH_CHECK(c10::get_privateuse1_backend() != "npu", "NPU ", text);
+    TORCH_CHECK_WITH(OutOfMemoryError, false, "fake device ", text);
+  }
   const int64_t now = s.live += size;
   int64_t peak = s.peak;
   while (now > peak && !s.peak.compare_exchange_weak(peak, now)) {}
