@@ -203,7 +203,7 @@ def _add_device_options(group: argparse._ArgumentGroup) -> None:
         help="auto: the accelerator that is there, else cpu (default: auto)")
     add("--gpu-id", "--gpu_id", type=kind.INDEX, metavar="N",
         help="index of the device, one process only")
-    add("--amp", action="store_true", help="mixed precision")
+    add("--amp", action=argparse.BooleanOptionalAction, default=False, help="mixed precision")
     add("--amp-dtype", default="auto", choices=["auto", "bfloat16", "float16"],
         help="auto: bfloat16 where the device is fast with it, else float16 with loss scaling")
     add("--pyamp", action="store_true", help="the same as --amp")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from image_classification.metrics import LatencyMeter
 from image_classification.run_files import BENCHMARK_NAME, EVALUATION_NAME
-from image_classification.runtimes import FixedBatch
+from image_classification.runtimes import FixedBatch, layout_of
 
 if TYPE_CHECKING:
     from image_classification.dataloaders import Loader
@@ -86,7 +86,7 @@ def measure(
     for size in sizes:
         try:
             batch = images[torch.arange(size, device=images.device) % len(images)]
-            batch = batch.contiguous(memory_format=_layout(images))
+            batch = batch.contiguous(memory_format=layout_of(images))
             if isinstance(network, FixedBatch):
                 network = runtime.prepare(batch)
             row = _measure(network, batch, device, amp_dtype)
@@ -113,11 +113,6 @@ def _first_images(loader: Loader) -> Tensor | None:
     loader.set_position(0, 0)
     images, _ = next(iter(loader), (None, None))
     return images
-
-
-def _layout(images: Tensor) -> torch.memory_format:
-    last = images.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 @torch.inference_mode()

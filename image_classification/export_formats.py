@@ -98,7 +98,7 @@ def write(name: str, model: nn.Module, card: Card, example: Example) -> bytes:
     kind = FORMATS[name]
     if missing := missing_packages(kind.packages):
         raise UsageError(
-            f"--format {name} needs {' and '.join(missing)}; pip install {' '.join(missing)}"
+            f"--format {name} needs {', '.join(missing)}; pip install {' '.join(missing)}"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what torch will remove some day

@@ -98,6 +98,8 @@ def check_options(
     problems = [text for wrong, text in rules if wrong]
     if output and not (folder := Path(output).parent).is_dir():
         problems.append(f"--output {output}: there is no folder {folder}")
+    elif output and not os.access(folder, os.W_OK | os.X_OK):
+        problems.append(f"--output {output}: no permission to write into the folder {folder}")
     try:
         find_arch(arch or "resnet50")
     except UsageError as error:

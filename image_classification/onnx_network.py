@@ -28,13 +28,13 @@ def refuse(path: str, others: Sequence[object], device: str, precision: str) -> 
         others: of which it needs none: network, averaged weights, BatchNorm's epsilon.
         device, precision: as for `inference.load_classifier`.
     """
-    if any(other is not None for other in others) or precision.lower() == "fp16":
-        raise UsageError(
-            f"{path} is complete: it does not go with another network, averaged weights, an "
-            "epsilon or half precision"
-        )
+    names = ("--arch", "--ema", "--bn-epsilon")
+    given = [name for name, other in zip(names, others, strict=True) if other is not None]
+    given += ["--precision FP16"] if precision.lower() == "fp16" else []
+    if given:
+        raise UsageError(f"{path} holds that itself: leave out {' and '.join(given)}")
     if device not in ("auto", "cpu"):
-        raise UsageError(f"{path} runs on the CPU: add --device cpu")
+        raise UsageError(f"{path} runs on the CPU, not on {device}: leave --device out")
 
 
 def load_onnx_network(
@@ -68,7 +68,7 @@ def load_onnx_network(
         raise UsageError(f"{path} runs in onnxruntime or openvino, not with --runtime {runtime}")
     engine = ENGINES[runtime]
     if missing := export_formats.missing_packages(tuple({"onnxruntime": 0, engine: 0})):
-        raise UsageError(f"{path} needs {' and '.join(missing)}; pip install {' '.join(missing)}")
+        raise UsageError(f"{path} needs {', '.join(missing)}; pip install {' '.join(missing)}")
     threads = torch.get_num_threads()
     content, written, card = _read(path, threads)
     preset, _ = choose_preset(card, card["arch"], path, image_size, val_resize, interpolation)
@@ -108,7 +108,9 @@ def _read(path: str, threads: int) -> tuple[bytes, export_formats.Written, dict[
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # onnxruntime has classes of its own, which share no base
-        raise CheckpointError(f"{path} is no ONNX file, or damaged: {_reason(error)}") from error
+        raise CheckpointError(
+            f"{path} is no ONNX file, or damaged: export it again ({_reason(error)})"
+        ) from error
     if not card:
         raise CheckpointError(
             f"{path} does not say how images are prepared: take a file of export.py or quantize.py"

@@ -171,7 +171,10 @@ class FixedBatch(nn.Module):
         parts = []
         for part in images.split(self._batch_size):
             missing = self._batch_size - len(part)
-            whole = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
+            whole = part
+            if missing:  # in the memory format of the others: another one is compiled anew
+                filler = part[:1].expand(missing, -1, -1, -1)
+                whole = torch.cat([part, filler]).contiguous(memory_format=layout_of(images))
             parts.append(self._run(whole)[: len(part)])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -189,3 +192,9 @@ class Foreign(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self._run(images.float().contiguous())
+
+
+def layout_of(images: Tensor) -> torch.memory_format:
+    """The memory format of [N, C, H, W]."""
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format

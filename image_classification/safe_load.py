@@ -35,7 +35,8 @@ _FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; run git lfs pull",
     b"<": "a web page; the download needs to be repeated",
     b"\x89HDF": "an HDF5 file of another framework",
-    b"\x08": "an ONNX or protobuf file, which holds no training weights",
+    b"\x08": "an ONNX or protobuf file, which holds no training weights; classify.py takes one "
+    "whose name ends in .onnx",
 }
 # Kinds of numbers with which a network can compute; others, such as 4 bits, lack the operations.
 _NUMBERS = {

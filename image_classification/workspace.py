@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Literal
 
 from image_classification import distributed
 from image_classification.errors import UsageError
+from image_classification.run_files import METRICS_NAME
 
 Use = Literal["new", "newest", "same"]
 
@@ -51,8 +53,21 @@ def open_workspace(wanted: Path, *, traces: Sequence[str], use: Use, primary: bo
 
 
 def _holds_something(path: Path) -> bool:
-    """A start that failed early leaves empty logs behind; they are no run."""
-    return path.exists() and path.stat().st_size > 0
+    """Whether a file is one of a run: a log without a step is that of a start that failed."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    if path.name != METRICS_NAME:
+        return path.suffix != ".json" or not _is_only_a_start(path.with_name(METRICS_NAME))
+    return not _is_only_a_start(path)
+
+
+def _is_only_a_start(log: Path) -> bool:
+    """Whether a `METRICS_NAME` has messages and options alone."""
+    try:
+        with open(log, encoding="utf-8") as lines:
+            return all(json.loads(line)["type"] in ("message", "parameter") for line in lines)
+    except (OSError, ValueError, TypeError, KeyError):  # none, or somebody else's
+        return False
 
 
 def choose(
@@ -82,8 +97,7 @@ def choose(
 
 @contextlib.contextmanager
 def tidy(folder: Path, traces: Iterable[str], always: bool = False) -> Iterator[None]:
-    """After an error, or always, removes the empty logs of a start that never logged, and their
-    folder."""
+    """After an error, or always, removes the logs of a start without a step, and their folder."""
     done = False
     try:
         yield

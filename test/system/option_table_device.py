@@ -55,6 +55,8 @@ def amp(lab: Lab) -> None:
     assert mixed.value("train.loss") != lab.base.value("train.loss")
     assert "FP32 instead of mixed precision" in slow.out
     assert slow.value("train.loss") == lab.base.value("train.loss")
+    recipe = ["sample:digits", "--recipe", "resnet50-16"]
+    assert main.parse_args(recipe)[0].amp and not main.parse_args([*recipe, "--no-amp"])[0].amp
 
 
 @shows("--amp-dtype", "precision on a device that would not choose it itself")

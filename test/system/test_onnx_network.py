@@ -83,9 +83,9 @@ def test_it_answers_as_the_checkpoint_does(folder: Path, name: str, engine: str)
         ("bare.onnx", "", 4, "does not say how images are prepared: take a file of export.py"),
         ("any.onnx", "--runtime compile", 2, "not with --runtime compile"),
         ("any.onnx", "--image-size 40", 2, "takes images of 32 pixels, --image-size is 40"),
-        ("any.onnx", "--precision FP16", 2, "is complete: it does not go with"),
-        ("any.onnx", "--no-ema", 2, "is complete: it does not go with"),
-        ("any.onnx", "--device npu", 2, "runs on the CPU: add --device cpu"),
+        ("any.onnx", "--precision FP16", 2, "holds that itself: leave out --precision FP16"),
+        ("any.onnx", "--no-ema --arch resnet18", 2, "leave out --arch and --ema"),
+        ("any.onnx", "--device npu", 2, "runs on the CPU, not on npu: leave --device out"),
         ("any.onnx", "--class-names NAMES", 4, "has 4 outputs, but there are 2 class names"),
     ],
 )

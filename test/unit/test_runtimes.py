@@ -131,3 +131,18 @@ def test_every_size_of_growing_images_is_compiled() -> None:
         network(torch.zeros(side))
     assert count.frame_count == 20
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_last_batch_is_filled_up_in_its_memory_format(layout: torch.memory_format) -> None:
+    """A compiled network is compiled anew for another one."""
+    seen = []
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        seen.append((tuple(images.shape), images.stride()))
+        return images.flatten(1)[:, :2]
+
+    images = torch.randn(7, 3, 8, 8).contiguous(memory_format=layout)
+    logits = FixedBatch(forward, 4)(images)
+    assert torch.equal(logits, images.flatten(1)[:, :2])
+    assert len(seen) == 2 and len(set(seen)) == 1

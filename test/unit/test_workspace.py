@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from image_classification.workspace import choose, open_workspace, tidy
 
 LAST = "checkpoint.pth.tar"
 TRACES = [LAST, "metrics.jsonl"]
+ALL = [LAST, "experiment_raport.json", "metrics.jsonl"]
 
 
 def run_in(folder: Path, saved_at: int | None = None) -> Path:
@@ -79,6 +81,22 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError), tidy(folder, TRACES):
         raise UsageError("before the first message")
     assert not folder.exists()
+
+
+def test_a_start_that_failed_is_no_run(tmp_path: Path) -> None:
+    """Its messages and options go, and do not push the next run into another folder."""
+    folder = tmp_path / "net"
+    for lines, steps in ((2, False), (3, True)):
+        folder.mkdir(exist_ok=True)
+        kinds = ("parameter", "message", "train")[:lines]
+        text = "".join(json.dumps({"type": kind}) + "\n" for kind in kinds)
+        (folder / "metrics.jsonl").write_text(text)
+        (folder / "experiment_raport.json").write_text("DLLL {}\n")
+        opened = open_workspace(folder, traces=ALL, use="new", primary=True)
+        assert opened.name == ("net-2" if steps else "net")
+        with pytest.raises(UsageError), tidy(folder, ALL):
+            raise UsageError("fewer than one global batch")
+        assert folder.exists() == steps
 
 
 def test_what_was_logged_stays(tmp_path: Path) -> None:
