@@ -202,9 +202,10 @@ install() {
         uv=("$python" -m uv)
     fi
     if [ ${#uv[@]} -gt 0 ]; then
-        if [ -n "${PIP_INDEX_URL:-}" ]; then
-            export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}
-        fi
+        # A mirror that pip has been told of; uv reads nothing of pip's.
+        local mirror=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-}}
+        mirror=${mirror:-$("$python" -m pip config get global.index-url 2>/dev/null || true)}
+        if [ -n "$mirror" ]; then export UV_DEFAULT_INDEX=$mirror; fi
         "${uv[@]}" pip install -q --python "$python" "$@" >&2 && return
         "$python" -m pip --version >/dev/null 2>&1 || return 1
         say "uv has failed, trying pip"
@@ -229,6 +230,9 @@ install_missing() {
 
 install_all() {
     local arguments=() file
+    if [[ ${files[*]} == *-dev* ]] && ! command -v uv >/dev/null; then # several times faster
+        "$python" -m pip install -q --disable-pip-version-check uv >&2 || true
+    fi
     for file in "${files[@]}"; do arguments+=(-r "$file"); done
     if has_torch "$python"; then
         say "installing ${files[*]} into $venv"

@@ -127,7 +127,8 @@ class World:
         """What was to be installed since the last call of this method."""
         text = self.log.read_text() if self.log.exists() else ""
         self.log.unlink(missing_ok=True)
-        return [line for line in text.splitlines() if "--version" not in line]
+        asked = ("--version", "pip config")
+        return [line for line in text.splitlines() if not any(words in line for words in asked)]
 
 
 @pytest.fixture
@@ -173,6 +174,15 @@ def test_uv_is_preferred(world: World) -> None:
         f"uv pip install -q --python {python} -r requirements-torch.txt "
         "--index-url https://torch.example/cpu"
     )
+    assert others.endswith("-r requirements.txt -r requirements-dev.txt")
+
+
+def test_the_tests_bring_uv(world: World) -> None:
+    world.add_python()
+    assert world.run("--dev").returncode == 0
+    _, uv, torch, others = world.calls()
+    assert uv.endswith("-m pip install -q --disable-pip-version-check uv")
+    assert torch.endswith("-r requirements-torch.txt")
     assert others.endswith("-r requirements.txt -r requirements-dev.txt")
 
 
