@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.measure import Contender, Runner, Unavailable
 from benchmarks.peers import nvidia_loop, timm_loop, torchvision_loop
+from image_classification import compiling
 from image_classification.augmentation import TrainPreset
 from image_classification.dataloaders import SyntheticIndex, create_loader
 from image_classification.device import Device
@@ -31,11 +32,15 @@ IMAGENET_IMAGES = 1281167
 NAMES = {
     "ours": "ours",
     "ours-amp": "ours --amp",
+    "ours-compile": "ours --compile",
+    "ours-compile-amp": "ours --compile --amp",
     "torchvision-fp32": "torchvision fp32 nchw",
     "torchvision-hand": "torchvision fp32 hand",
     "torchvision-amp": "torchvision amp hand",
     "timm-fp32": "timm fp32",
     "timm-amp": "timm amp",
+    "timm-compile": "timm compiled fp32",
+    "timm-compile-amp": "timm compiled amp",
     "nvidia-amp": "nvidia float16 nhwc",
 }
 BASELINE = NAMES["torchvision-fp32"]
@@ -45,6 +50,8 @@ PAIRS = [
     (NAMES["ours"], NAMES["timm-fp32"]),
     (NAMES["ours-amp"], NAMES["torchvision-amp"]),
     (NAMES["ours-amp"], NAMES["timm-amp"]),
+    (NAMES["ours-compile"], NAMES["timm-compile"]),
+    (NAMES["ours-compile-amp"], NAMES["timm-compile-amp"]),
 ]
 
 
@@ -125,9 +132,11 @@ def build_trainer(arch: str, device: Device, setup: Setup) -> Trainer:
 class OurRunner:
     """This package's own training step."""
 
-    def __init__(self, arch: str, device: Device, setup: Setup) -> None:
+    def __init__(self, arch: str, device: Device, setup: Setup, *, compiles: bool) -> None:
         self.setup = setup
         self.trainer = build_trainer(arch, device, setup)
+        if compiles:
+            self.trainer.spread(lambda network: compiling.compiled(network, "default"))
 
     def run(self, steps: int) -> int:
         """Trains; returns the number of images."""
@@ -199,12 +208,15 @@ def _describe(name: str, arch: str, device: Device, setup: Setup) -> Contender:
     def build() -> Runner:
         if peer == "nvidia":
             return PeerRunner(nvidia_loop.build(*batch), len(setup.target))
-        if kind == "amp" and setup.amp_dtype is None:
+        if kind.endswith("amp") and setup.amp_dtype is None:
             raise Unavailable(device.amp_dtype()[1])
+        compiles = kind.startswith("compile")
+        if compiles and (problem := compiling.obstacle(device)) is not None:
+            raise Unavailable(problem)
         if peer == "ours":
-            return OurRunner(arch, device, setup)
+            return OurRunner(arch, device, setup, compiles=compiles)
         if peer == "timm":
-            loop = timm_loop.build(*batch, **same)
+            loop = timm_loop.build(*batch, **same, compiles=compiles)
         elif kind == "fp32":
             loop = torchvision_loop.build_reference(*batch)
         else:

@@ -26,6 +26,7 @@ def build(
     *,
     amp_dtype: torch.dtype | None,
     memory_format: torch.memory_format,
+    compiles: bool = False,
 ) -> Callable[[int], torch.Tensor]:
     """Builds the loop.
 
@@ -35,6 +36,7 @@ def build(
         target: Class indices [N], int64, on the device.
         amp_dtype: bfloat16, float16 (with a gradient scaler), or None for FP32.
         memory_format: Of the weights.
+        compiles: As with its --torchcompile.
 
     Returns:
         `run(steps)`, which trains that many steps and returns the last loss, not yet read.
@@ -54,11 +56,13 @@ def build(
     )
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
 
+    network = torch.compile(model) if compiles else model
+
     def run(steps: int) -> torch.Tensor:
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                loss = criterion(model(images), target)
+                loss = criterion(network(images), target)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()

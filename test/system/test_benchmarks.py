@@ -16,6 +16,7 @@ from runs import ROOT, nursery, write_images
 
 import main
 from benchmarks import budgets, finetune, measure, train_contenders, train_step, trainings
+from image_classification import compiling
 from image_classification.device import Device
 from image_classification.distributed import read_launch
 from image_classification.errors import DivergedError
@@ -34,11 +35,12 @@ def cells(line: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """Every contender: what was printed and what was written."""
+    """Every contender that is not compiled, which takes a minute: printed and written."""
     pytest.importorskip("torchvision")
     path = tmp_path_factory.mktemp("results") / "new" / "step.json"
     script = ROOT / "benchmarks" / "train_step.py"
-    done = nursery().run(script, *TINY, "--json", path, timeout=280)
+    plain = [name for name in train_contenders.NAMES if "compile" not in name]
+    done = nursery().run(script, *TINY, "--json", path, "--contenders", *plain, timeout=280)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
     assert [entry.name for entry in path.parent.iterdir()] == ["step.json"]
     return done.stdout, json.loads(path.read_text())
@@ -51,7 +53,7 @@ def test_the_table_has_a_row_for_every_contender_that_runs(
     header, rule, *body = [cells(line) for line in printed.splitlines() if line.startswith("|")]
     assert header[1:3] == ["img/s", "min-max"] and "torchvision fp32 nchw" in header[3]
     assert set("".join(rule)) == {"-"}
-    left_out = ["nvidia", *([] if TIMM else ["timm"]), *([] if MIXED else ["amp"])]
+    left_out = ["nvidia", "compile", *([] if TIMM else ["timm"]), *([] if MIXED else ["amp"])]
     names = [name for name in train_contenders.NAMES.values()
              if not any(word in name for word in left_out)]  # fmt: skip
     assert [row[0] for row in body] == names
@@ -87,6 +89,31 @@ def test_the_file_says_what_ran_where(whole: tuple[str, dict[str, Any]]) -> None
     ours, peer = (by_name[name]["rounds"][0]["seconds"] for name in train_contenders.PAIRS[0])
     assert ratios[train_contenders.PAIRS[0]] == pytest.approx(peer / ours)
     assert {pair for pair in train_contenders.PAIRS if set(pair) <= set(by_name)} <= set(ratios)
+
+
+@pytest.mark.parametrize("problem", [None, "no compiler here"])
+def test_compiled_contenders_train_what_the_compiler_makes(
+    problem: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    names = ["ours-compile", *(["timm-compile"] if TIMM else [])]
+    compiled = []
+
+    def compile_(network: torch.nn.Module, **how: Any) -> torch.nn.Module:
+        network.register_forward_hook(lambda *_: compiled.append(type(network).__module__))
+        return network
+
+    monkeypatch.setattr(compiling, "obstacle", lambda device: problem)
+    monkeypatch.setattr(torch, "compile", compile_)
+    path = tmp_path / "step.json"
+    words = [*TINY, "--contenders", "ours", *names, "--json", str(path)]
+    assert train_step.main(words) == 0
+    ran = [contender["name"] for contender in json.loads(path.read_text())["contenders"]]
+    shown = [train_contenders.NAMES[name] for name in ("ours", *names)]
+    assert ran == (shown if problem is None else shown[:1])
+    assert len(compiled) == (0 if problem else 3 * len(names))  # warm-up, round's first, one timed
+    if problem:
+        assert "ours --compile: left out: no compiler here" in capsys.readouterr().out
 
 
 def test_a_network_that_a_peer_lacks_is_measured_without_it(
