@@ -220,7 +220,8 @@ def execute(command: list[str], env: dict[str, str]) -> None:
     if "RANK" in env:  # to others, a forked process shows the environment of its parent
         forked_client.set_name(f"rank {env['RANK']}")
     if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") != "0":
-        torch._import_device_backends()  # as `import torch` does: plug-ins of this environment
+        # As `import torch` does from 2.5 on: plug-ins of this environment.
+        getattr(torch, "_import_device_backends", lambda: None)()
     if command[0] in ("-m", "-c"):
         kind, what, *arguments = command
         sys.argv = [kind, *arguments]

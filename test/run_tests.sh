@@ -25,7 +25,7 @@ if [ -n "$checks" ]; then # their findings do not depend on the version of PyTor
     "$PYTHON" -m ruff check . || status=1
     "$PYTHON" -m mypy || status=1
 fi
-# One thread each; four files at a time, also on two cores, for most tests wait for something.
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 4 --dist loadfile ${selection[@]+"${selection[@]}"} "$@" ||
+# One thread each; one file more at a time than a small machine has cores, for tests also wait.
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 3 --dist loadfile ${selection[@]+"${selection[@]}"} "$@" ||
     status=$?
 exit $status

@@ -337,13 +337,13 @@ def test_quickstart(world: World) -> None:
 def test_run_tests(world: World) -> None:
     world.add_python(packages=("torch", *ALL, *DEV))
     assert world.run("-k", "a b", script="test/run_tests.sh").returncode == 0
-    assert world.calls() == ["-m ruff check .", "-m mypy", "-m pytest -n 4 --dist loadfile -k a b"]
+    assert world.calls() == ["-m ruff check .", "-m mypy", "-m pytest -n 3 --dist loadfile -k a b"]
     (world.bin / "made").unlink(missing_ok=True)
     made = world.add_python("made", ("torch",))
     world.add_uv(made)
     result = world.run("--torch", "2.4", "-x", script="test/run_tests.sh")
     assert result.returncode == 0, result.stderr
-    assert world.calls()[-1] == "-m pytest -n 4 --dist loadfile -m not fake_accelerator -x"
+    assert world.calls()[-1] == "-m pytest -n 3 --dist loadfile -m not fake_accelerator -x"
 
 
 def test_run_tests_fails_when_a_check_fails(world: World) -> None:
