@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import os
 import runpy
@@ -25,7 +26,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import forked_client
 
@@ -179,7 +180,8 @@ class Forked:
             self.pid = os.fork()
             if self.pid:
                 return
-            try:
+
+            def run() -> None:
                 signal.set_wakeup_fd(-1)
                 for number in signal.valid_signals():
                     if callable(signal.getsignal(number)):
@@ -192,15 +194,26 @@ class Forked:
                     with open(os.devnull, "rb") as null:
                         redirect([null.fileno(), stdout.fileno(), stdout.fileno()])
                 execute(command[1:], env)
-            except SystemExit as end:
-                self.returncode = end.code if isinstance(end.code, int) else bool(end.code)
-            except BaseException:
-                traceback.print_exc()
-                self.returncode = 1
-            finally:  # the launcher's code, which has been forked too, must not go on
-                atexit._run_exitfuncs()
-                sys.stdout.flush()
-                os._exit(self.returncode or 0)
+
+            finish(run)  # the launcher's code, which has been forked too, must not go on
+
+
+def finish(run: Callable[[], None]) -> NoReturn:
+    """Runs, and ends this process as Python does, but for what has been forked with it."""
+    code = 0
+    try:
+        run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def redirect(files: list[int]) -> None:
@@ -315,6 +328,9 @@ class Server:
                 one.close()
             for one in self._runs.values():
                 one.close()
+            if not hasattr(torch, "_import_device_backends"):
+                # Before 2.5, PyTorch waits in the end for threads that only the parent has.
+                finish(functools.partial(become, order, files))
             become(order, files)
             sys.exit()
         for file in files:
