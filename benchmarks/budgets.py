@@ -34,14 +34,15 @@ from image_classification.run_files import SEEDS_NAME
 
 BUDGETS = ("16", "32", "50", "90", "250")
 STEP = 64  # images; the recipes have 1024, and their rates are in proportion
-COMMON = ("--optimizer-batch-size", STEP, "-b", STEP, "-p", 100)
+# Wide crops, unlike the digits' own recipe: larger images in the validation belong to them.
+COMMON = ("--optimizer-batch-size", STEP, "-b", STEP, "-p", 100, "--crop-scale", 0.25, 1)
 #: Flags of a way to train for some epochs.
 WAYS = {
-    "recipe": ("--lr", 1.7 * STEP / 1024, "--progressive-resize", 32, "--image-size", 48,
-               "--val-size", 64, "--val-resize", 73, "--use-ema", 0.99),
+    "recipe": ("--lr", 1.7 * STEP / 1024, "--progressive-resize", 32, "--image-size", 64,
+               "--val-size", 80, "--val-resize", 92, "--use-ema", 0.99),
     "plain": ("--lr", 0.1, "--lr-schedule", "cosine", "--warmup", 2, "--label-smoothing", 0.1,
-              "--momentum", 0.9, "--weight-decay", 1e-4, "--image-size", 48, "--val-size", 48,
-              "--val-resize", 55),
+              "--momentum", 0.9, "--weight-decay", 1e-4, "--image-size", 64, "--val-size", 64,
+              "--val-resize", 73),
 }  # fmt: skip
 
 

@@ -132,7 +132,9 @@ def build_trainer(arch: str, device: Device, setup: Setup) -> Trainer:
 class OurRunner:
     """This package's own training step."""
 
-    def __init__(self, arch: str, device: Device, setup: Setup, *, compiles: bool) -> None:
+    def __init__(
+        self, arch: str, device: Device, setup: Setup, *, compiles: bool = False
+    ) -> None:
         self.setup = setup
         self.trainer = build_trainer(arch, device, setup)
         if compiles:
