@@ -23,7 +23,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-
 import numpy as np
 
 from benchmarks import environment, measure, trainings

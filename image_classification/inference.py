@@ -259,11 +259,10 @@ def load_classifier(
         "image_size": image_size, "val_resize": val_resize, "interpolation": interpolation,
         "class_names": class_names,
     }  # fmt: skip
-    if os.fspath(path).lower().endswith(onnx_network.ENDING):
-        onnx_network.refuse(os.fspath(path), (arch, ema, bn_epsilon), device, precision)
-        network = onnx_network.load_onnx_network(
-            os.fspath(path), runtime, exact=precision.lower() == "fp32", **wanted
-        )
+    if (name := os.fspath(path)).lower().endswith(onnx_network.ENDING):
+        onnx_network.refuse(name, (arch, ema, bn_epsilon), device, precision)
+        exact = precision.lower() == "fp32"
+        network = onnx_network.load_onnx_network(name, runtime, exact=exact, **wanted)
         device, precision, runtime = "cpu", "fp32", "eager"  # what is in the file stays as it is
     else:
         network = load_trained_network(path, ema=ema, arch=arch, bn_epsilon=bn_epsilon, **wanted)
