@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The image classification package authors
 # SPDX-License-Identifier: Apache-2.0
-"""How every benchmark measures: in turns within one process, medians of rounds, one JSON file.
+"""How every benchmark measures: in turns, medians of rounds, one JSON file.
 
 A round gives each contender one timed stretch of steps, starting with another contender in each
 round, so that a machine that heats up, throttles or gets busy meets all of them. Ratios are taken
@@ -47,11 +47,13 @@ class Contender(NamedTuple):
         name: As in the table.
         settings: One line for the JSON file: precision, memory format, optimizer.
         build: Makes it ready; raises Unavailable where it cannot run.
+        peer: Whether it is somebody else's program.
     """
 
     name: str
     settings: str
     build: Callable[[], Runner]
+    peer: bool = False
 
 
 class Spread(NamedTuple):
@@ -168,6 +170,7 @@ def compare(
     warmup: int,
     say: Callable[[str], None],
     lead: int = 1,
+    start: Callable[[Contender], Runner] = lambda contender: contender.build(),
 ) -> Comparison:
     """Builds, warms up and measures the contenders in turns.
 
@@ -180,6 +183,7 @@ def compare(
         say: Receives lines about the progress.
         lead: Untimed steps before each stretch, >= 1: the caches and the allocator's memory are
             still the previous contender's, and a loader has batches ready from before.
+        start: Makes a contender ready; `apart.start` does so in a process of its own.
 
     Returns:
         The measurements.
@@ -189,7 +193,7 @@ def compare(
     for contender in contenders:
         before = device.memory()
         try:
-            runner = contender.build()
+            runner = start(contender)
         except Unavailable as reason:
             left_out[contender.name] = str(reason)
             say(f"{contender.name}: left out: {reason}")

@@ -33,6 +33,15 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=kind.PIXELS, default=224, metavar="PX", help="default: 224")
 
 
+def add_together(parser: argparse.ArgumentParser) -> None:
+    """Declares --together; see `apart.starter`."""
+    parser.add_argument(
+        "--together", action="store_true",
+        help="all contenders in one process, as always on accelerators (cpu: each in its own, "
+        "where this package keeps freed memory and its peers have the C library's defaults)",
+    )  # fmt: skip
+
+
 def add_json(parser: argparse.ArgumentParser, benchmark: str) -> None:
     """Declares --json, where the result goes; see `measure.save`."""
     parser.add_argument(

@@ -81,15 +81,16 @@ def list_contenders(
     """
     shape = batch_size, 3, image_size, image_size
     return [
-        Contender(way.title, way.layout, partial(_build, name, way, arch, device, shape))
+        Contender(way.title, way.layout, partial(_build, name, way, arch, device.type, shape),
+                  peer=way.source != "ours")
         for name, way in ((name, NAMES[name]) for name in names)
     ]
 
 
 def _build(
-    name: str, way: Way, arch: str, device: Device, shape: tuple[int, int, int, int]
+    name: str, way: Way, arch: str, device_type: str, shape: tuple[int, int, int, int]
 ) -> Runner:
-    amp_dtype = None
+    device, amp_dtype = Device.select(device_type), None
     if way.amp:
         amp_dtype, why = device.amp_dtype()
         if amp_dtype is None:

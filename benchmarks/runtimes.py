@@ -12,6 +12,7 @@ The weights are random and the images lie on the device: loading is not measured
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
-from benchmarks.program import add_device, add_json, add_network, create_parser, say
+from benchmarks.apart import starter
+from benchmarks.program import (
+    add_device,
+    add_json,
+    add_network,
+    add_together,
+    create_parser,
+    say,
+)
 from benchmarks.runtime_contenders import BASELINE, NAMES, list_contenders
 from image_classification import option_types as kind
 from image_classification.device import Device
@@ -41,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--images", type=kind.COUNT, metavar="N",
         help="in a stretch, of whole batches; default: 5120 (cpu: 48)")
     add("--threads", type=kind.COUNT, metavar="N", help="threads of the cpu; default: torch's")
+    add_together(parser)
     add_json(parser, "runtimes")
     return parser  # fmt: skip
 
@@ -62,10 +72,12 @@ def run(args: argparse.Namespace) -> None:
         "batches": {}, "left_out": {},
     }  # fmt: skip
     for size in sizes:
-        found = measure.compare(
-            list_contenders(args.contenders, args.arch, device, args.image_size, size),
-            device=device, rounds=args.rounds, steps=max(1, stretch // size), warmup=2, say=say,
-        )  # fmt: skip
+        with contextlib.ExitStack() as cleanup:
+            found = measure.compare(
+                list_contenders(args.contenders, args.arch, device, args.image_size, size),
+                device=device, rounds=args.rounds, steps=max(1, stretch // size), warmup=2,
+                say=say, start=starter(device, together=args.together, cleanup=cleanup),
+            )  # fmt: skip
         print(f"\n{args.arch}, {args.image_size} px, batches of {size}, {device}\n\n"
               + found.table(BASELINE), flush=True)  # fmt: skip
         record["batches"][str(size)] = [result.record() for result in found.results]

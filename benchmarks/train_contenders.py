@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -184,7 +185,7 @@ def finite(loss: float) -> float:
 def list_contenders(
     names: Sequence[str], arch: str, device: Device, *, image_size: int, batch_size: int
 ) -> list[Contender]:
-    """Describes the contenders; only their batches are made now.
+    """Describes the contenders; on an accelerator their batches, which they share, are made now.
 
     Args:
         names: Keys of `NAMES`.
@@ -193,39 +194,74 @@ def list_contenders(
         image_size: Side of the images in pixels.
         batch_size: Images per step.
     """
-    kinds = {name: (name.endswith("-amp"), "nchw" if name == "torchvision-fp32" else "auto")
-             for name in names}  # fmt: skip
-    setups = {
-        (amp, layout): set_up(device, image_size, batch_size, amp=amp, layout=layout)
-        for amp, layout in sorted(set(kinds.values()))
-    }
-    return [_describe(name, arch, device, setups[kind]) for name, kind in kinds.items()]
+    found = []
+    for name in names:
+        batch = Batch(device.type, image_size, batch_size, name.endswith("-amp"), _layout(name))
+        if device.is_accelerator:
+            batch.make()
+        amp_dtype = device.amp_dtype()[0] if batch.amp else None
+        precision = str(amp_dtype or torch.float32).removeprefix("torch.")
+        last = device.memory_format(batch.layout, half=batch.amp) is torch.channels_last
+        settings = f"{precision}, {'nhwc' if last else 'nchw'}"
+        build = functools.partial(build_runner, name, arch, batch)
+        found.append(Contender(NAMES[name], settings, build, peer=not name.startswith("ours")))
+    return found
 
 
-def _describe(name: str, arch: str, device: Device, setup: Setup) -> Contender:
+class Batch(NamedTuple):
+    """What determines a `Setup`, in a form that another process can be told; see `set_up`."""
+
+    device_type: str
+    image_size: int
+    batch_size: int
+    amp: bool
+    layout: str
+
+    def make(self) -> tuple[Device, Setup]:
+        """The device, and what was made for this batch when it was first asked for."""
+        return _make(self)
+
+
+@functools.cache
+def _make(batch: Batch) -> tuple[Device, Setup]:
+    device_type, image_size, batch_size, amp, layout = batch
+    device = Device.select(device_type)
+    return device, set_up(device, image_size, batch_size, amp=amp, layout=layout)
+
+
+def _layout(name: str) -> str:
+    return "nchw" if name == "torchvision-fp32" else "auto"
+
+
+def build_runner(name: str, arch: str, batch: Batch) -> Runner:
+    """Makes a contender ready.
+
+    Args:
+        name: A key of `NAMES`.
+        arch: Name of the network.
+        batch: On which it trains.
+
+    Raises:
+        Unavailable: It cannot run here.
+    """
+    device, setup = batch.make()
     peer, _, kind = name.partition("-")
-    batch = (arch, setup.images, setup.target)
+    given = (arch, setup.images, setup.target)
     same: dict[str, Any] = {"amp_dtype": setup.amp_dtype, "memory_format": setup.memory_format}
-
-    def build() -> Runner:
-        if peer == "nvidia":
-            return PeerRunner(nvidia_loop.build(*batch), len(setup.target))
-        if kind.endswith("amp") and setup.amp_dtype is None:
-            raise Unavailable(device.amp_dtype()[1])
-        compiles = kind.startswith("compile")
-        if compiles and (problem := compiling.obstacle(device)) is not None:
-            raise Unavailable(problem)
-        if peer == "ours":
-            return OurRunner(arch, device, setup, compiles=compiles)
-        if peer == "timm":
-            loop = timm_loop.build(*batch, **same, compiles=compiles)
-        elif kind == "fp32":
-            loop = torchvision_loop.build_reference(*batch)
-        else:
-            fused = device.prefers_fused_optimizers(setup.amp_dtype)
-            loop = torchvision_loop.build_by_hand(*batch, **same, fused=fused)
-        return PeerRunner(loop, len(setup.target))
-
-    precision = str(setup.amp_dtype or torch.float32).removeprefix("torch.")
-    layout = "nhwc" if setup.memory_format is torch.channels_last else "nchw"
-    return Contender(NAMES[name], f"{precision}, {layout}", build)
+    if peer == "nvidia":
+        return PeerRunner(nvidia_loop.build(*given), len(setup.target))
+    if batch.amp and setup.amp_dtype is None:
+        raise Unavailable(device.amp_dtype()[1])
+    compiles = kind.startswith("compile")
+    if compiles and (problem := compiling.obstacle(device)) is not None:
+        raise Unavailable(problem)
+    if peer == "ours":
+        return OurRunner(arch, device, setup, compiles=compiles)
+    if peer == "timm":
+        loop = timm_loop.build(*given, **same, compiles=compiles)
+    elif kind == "fp32":
+        loop = torchvision_loop.build_reference(*given)
+    else:
+        fused = device.prefers_fused_optimizers(setup.amp_dtype)
+        loop = torchvision_loop.build_by_hand(*given, **same, fused=fused)
+    return PeerRunner(loop, len(setup.target))

@@ -12,6 +12,7 @@ All contenders train on one synthetic batch that lies on the device: no loader i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
-from benchmarks.program import add_device, add_json, add_network, create_parser, say
+from benchmarks.apart import starter
+from benchmarks.program import (
+    add_device,
+    add_json,
+    add_network,
+    add_together,
+    create_parser,
+    say,
+)
 from benchmarks.train_contenders import BASELINE, NAMES, PAIRS, list_contenders
 from image_classification import option_types as kind
 from image_classification.device import Device
@@ -57,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="untimed steps of each contender first; default: 10 (cpu: 2)",
     )
     add("--threads", type=kind.COUNT, metavar="N", help="threads of the cpu; default: torch's")
+    add_together(parser)
     add_json(parser, "train_step")
     return parser
 
@@ -85,14 +95,16 @@ def measure_all(args: argparse.Namespace, device: Device) -> measure.Comparison:
             image_size=args.image_size,
             batch_size=args.batch_size,
         )
-        return measure.compare(
-            contenders,
-            device=device,
-            rounds=args.rounds,
-            steps=args.steps,
-            warmup=args.warmup,
-            say=say,
-        )
+        with contextlib.ExitStack() as cleanup:
+            return measure.compare(
+                contenders,
+                device=device,
+                rounds=args.rounds,
+                steps=args.steps,
+                warmup=args.warmup,
+                say=say,
+                start=starter(device, together=args.together, cleanup=cleanup),
+            )
     except Exception as error:
         if device.is_out_of_memory(error):
             raise DeviceMemoryError(device.explain_out_of_memory(error, args.batch_size)) from error

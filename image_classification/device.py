@@ -15,6 +15,7 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import host_memory
 from .cpu_features import cpu_info, has_fast_bfloat16
 from .device_table import (
     DEVICE_TABLE,
@@ -28,7 +29,6 @@ from .device_table import (
 )
 from .device_telemetry import Telemetry
 from .errors import UsageError
-from .host_memory import peak as host_peak
 
 if TYPE_CHECKING:
     import torch
@@ -38,15 +38,8 @@ _GROWTH_INTERVAL = 100
 _INITIAL_SCALE = 65536.0
 _CAVEAT = ", other rounding in each run (--deterministic: the same bits)"
 
-__all__ = [
-    "DEVICE_TABLE",
-    "DEVICE_TYPES",
-    "Device",
-    "DeviceSpec",
-    "MemoryUse",
-    "available_devices",
-    "import_torch_or_explain",
-]
+__all__ = ["DEVICE_TABLE", "DEVICE_TYPES", "Device", "DeviceSpec", "MemoryUse",
+           "available_devices", "import_torch_or_explain"]  # fmt: skip
 
 
 class MemoryUse(NamedTuple):
@@ -80,7 +73,7 @@ class Device:
 
     @classmethod
     def select(cls, wanted: str = "auto", local_rank: int = 0, index: int | None = None) -> Device:
-        """Choose the device and bind this process to it.
+        """Choose the device and bind this process to it; on the CPU, keep memory that is freed.
 
         Args:
             wanted: "auto", "gpu" (= cuda) or a type of the table.
@@ -98,6 +91,8 @@ class Device:
         device = cls(spec, choose_index(spec, count, local_rank, index))
         if device.is_accelerator:
             device._module.set_device(device.index)
+        else:
+            host_memory.keep_freed()
         return device
 
     def __str__(self) -> str:
@@ -384,7 +379,9 @@ class Device:
 
     def release_memory(self) -> None:
         """Give memory back that PyTorch keeps for later, say after too large a batch."""
-        if self.is_accelerator and hasattr(self._module, "empty_cache"):
+        if not self.is_accelerator:
+            host_memory.give_back()
+        elif hasattr(self._module, "empty_cache"):
             self._module.empty_cache()
 
     def telemetry(self) -> dict[str, float]:
@@ -422,7 +419,7 @@ class Device:
     def explain_out_of_memory(self, error: BaseException, batch_size: int) -> str:
         """Return one line with the peak, the batch and what to try."""
         memory = self.memory()
-        peak = memory.peak if memory else host_peak()
+        peak = memory.peak if memory else host_memory.peak()
         batch, half = (batch_size, max(1, batch_size // 2)) if batch_size > 0 else ("auto", "8")
         return (
             f"{self} is out of memory with --batch-size {batch}, peak {peak / 2**30:.1f} GiB; "

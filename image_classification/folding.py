@@ -23,7 +23,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     folded = copy.deepcopy(network)
     modules = dict(folded.named_modules())
     with torch.no_grad():
-        for node in fx.Tracer().trace(folded).nodes:
+        for node in _Tracer().trace(folded).nodes:
             before = node.all_input_nodes[0] if node.all_input_nodes else node
             conv, norm = (modules.get(str(each.target)) for each in (before, node))
             pair = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
@@ -31,6 +31,13 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
                 _replace(folded, str(before.target), fuse_conv_bn_eval(conv, norm))
                 _replace(folded, str(node.target), nn.Identity())
     return folded
+
+
+class _Tracer(fx.Tracer):
+    """Looks into no convolution, be it of this package."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _replace(network: nn.Module, path: str, module: nn.Module) -> None:

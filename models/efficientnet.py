@@ -23,6 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from image_classification.errors import UsageError
 from models.common import ConvInit, check_common
+from models.depthwise import DepthwiseConv2d
 
 # Of the squeezed channels, either to the block's input channels or (wide) to its expanded ones.
 _SQUEEZE = 4
@@ -129,15 +130,16 @@ class SqueezeExcitation(nn.Module):
 
 
 def convolution(
-    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, *, groups: int = 1,
+    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, *,
     activation: bool = True,
 ) -> nn.Sequential:  # fmt: skip
     """A convolution that keeps the resolution at stride 1, BatchNorm, and SiLU where asked for."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups,
-                  bias=False),
-        nn.BatchNorm2d(out_channels),
-    ]  # fmt: skip
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+    return _normalised(conv, activation=activation)
+
+
+def _normalised(conv: nn.Conv2d, *, activation: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = [conv, nn.BatchNorm2d(conv.out_channels)]
     return nn.Sequential(*layers, nn.SiLU(inplace=True)) if activation else nn.Sequential(*layers)
 
 
@@ -166,7 +168,7 @@ class MBConv(nn.Module):
         if expanded != in_channels:
             layers.append(convolution(in_channels, expanded))
         layers += [
-            convolution(expanded, expanded, stage.kernel, stride, groups=expanded),
+            _normalised(DepthwiseConv2d(expanded, stage.kernel, stride)),
             SqueezeExcitation(expanded, squeezed),
             convolution(expanded, out_channels, activation=False),
         ]

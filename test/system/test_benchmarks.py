@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,15 @@ import torch
 from runs import ROOT, nursery, write_images
 
 import main
-from benchmarks import budgets, finetune, measure, train_contenders, train_step, trainings
+from benchmarks import (
+    apart,
+    budgets,
+    finetune,
+    measure,
+    train_contenders,
+    train_step,
+    trainings,
+)
 from image_classification import compiling
 from image_classification.device import Device
 from image_classification.distributed import read_launch
@@ -24,7 +34,7 @@ from image_classification.interruption import Interruption
 from image_classification.seed_record import record_seed
 
 TINY = ("--device", "cpu", "--arch", "resnet18", "--image-size", "32", "--batch-size", "2",
-        "--rounds", "1", "--steps", "1", "--warmup", "1")  # fmt: skip
+        "--rounds", "1", "--steps", "1", "--warmup", "1", "--together")  # fmt: skip
 TIMM = importlib.util.find_spec("timm") is not None
 MIXED = Device.select("cpu").amp_dtype()[0] is not None
 
@@ -114,6 +124,31 @@ def test_compiled_contenders_train_what_the_compiler_makes(
     assert len(compiled) == (0 if problem else 3 * len(names))  # warm-up, round's first, one timed
     if problem:
         assert "ours --compile: left out: no compiler here" in capsys.readouterr().out
+
+
+def test_on_a_cpu_each_contender_has_its_own_process(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    path, words = tmp_path / "step.json", [word for word in TINY if word != "--together"]
+    names = ["ours", "torchvision-hand", "nvidia-amp"]
+    done = nursery().run(ROOT / "benchmarks" / "train_step.py", *words, "--json", path,
+                         "--contenders", *names, timeout=280)  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
+    record = json.loads(path.read_text())
+    shown = [train_contenders.NAMES[name] for name in names]
+    assert [contender["name"] for contender in record["contenders"]] == shown[:2]
+    assert all(one["rounds"][0]["facts"]["loss"] > 0 for one in record["contenders"])
+    assert record["left_out"] == {shown[2]: "float16 is for accelerators"}
+
+
+@pytest.mark.parametrize(
+    ("build", "problem"),
+    [(os.abort, (measure.Unavailable, "exit code -6")), (partial(int, "x"), (ValueError, "'x'"))],
+)
+def test_a_process_that_cannot_start_says_why(
+    build: Any, problem: tuple[type[Exception], str]
+) -> None:
+    with pytest.raises(problem[0], match=problem[1]):
+        apart.Apart(measure.Contender("name", "settings", build))
 
 
 def test_a_network_that_a_peer_lacks_is_measured_without_it(
@@ -359,7 +394,8 @@ def test_the_runtimes_of_one_network(tmp_path: Path) -> None:
     done = nursery().run(
         ROOT / "benchmarks" / "runtimes.py", "--device", "cpu", "--arch", "resnet18",
         "--image-size", 32, "--batch-sizes", 1, 2, "--rounds", 1, "--images", 2, "--json", path,
-        "--contenders", "torchvision", "eager", "folded", "tensorrt-amp", timeout=280,
+        "--contenders", "torchvision", "eager", "folded", "tensorrt-amp", "--together",
+        timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
     for size in ("1", "2"):

@@ -79,8 +79,8 @@ def internal_imports(tree: ast.AST) -> set[str]:
             continue
         if isinstance(node, ast.ImportFrom):
             parts = (node.module or "").split(".")
-            if node.level:  # from .module import name
-                found.add(parts[0])
+            if node.level:  # from .module import name, from . import module
+                found.update(parts[:1] if node.module else (alias.name for alias in node.names))
             elif node.module == "image_classification":
                 found.update(alias.name for alias in node.names)
             elif parts[0] == "image_classification":
