@@ -45,10 +45,11 @@ def capture(device: Device) -> dict[str, Any]:
 def text(found: dict[str, Any]) -> str:
     """Formats what `capture` returned as a few lines, with a warning where the machine is busy."""
     versions = ", ".join(f"{name} {v or 'not installed'}" for name, v in found["versions"].items())
+    able = " ".join(found.get("cpu_instructions", []))
     lines = [
         f"device: {found['device']} ({found['device_name']})",
-        f"cpu: {found['cpu']}, {found['threads']} threads on {found['cores_usable']} of "
-        f"{found['cores']} cores",
+        f"cpu: {found['cpu']}{able and f' ({able})'}, {found['threads']} threads on "
+        f"{found['cores_usable']} of {found['cores']} cores",
         f"python {found['python']}, {versions}",
         f"date: {found['date']}, commit: {found['commit'] or 'unknown'}",
     ]

@@ -7,6 +7,21 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+# Those that decide how fast a network runs, as /proc/cpuinfo spells them: x86, then ARM.
+_INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8",
+                 "amx_bf16", "asimd", "sve", "i8mm", "bf16")  # fmt: skip
+
+
+def cpu_name() -> str:
+    """Return the model name of the processor, else its architecture."""
+    return cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def instructions() -> list[str]:
+    """Return which of the vector instructions that networks profit from the processor has."""
+    flags = f"{cpu_info('flags')} {cpu_info('Features')}".split()
+    return [name for name in _INSTRUCTIONS if name in flags]
+
 
 def cpu_info(field: str) -> str:
     """Return the first value of a field of /proc/cpuinfo, "" where there is none."""

@@ -12,11 +12,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import platform
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import host_memory
-from .cpu_features import cpu_info, has_fast_bfloat16
+from .cpu_features import cpu_name, has_fast_bfloat16
 from .device_table import (
     DEVICE_TABLE,
     DEVICE_TYPES,
@@ -104,7 +103,7 @@ class Device:
     def name(self) -> str:
         """Product name, for cpu the model name of the processor."""
         if not self.is_accelerator:
-            return cpu_info("model name") or platform.processor() or platform.machine()
+            return cpu_name()
         try:
             return str(self._module.get_device_name(self.index))
         except Exception:  # a name is never worth a failure

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from image_classification.cpu_features import cpu_name, instructions
 from image_classification.device import Device
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
@@ -39,7 +40,8 @@ def describe(device: Device) -> dict[str, Any]:
         "driver": _driver() if is_cuda else None,
         "cuda": torch.version.cuda if is_cuda else None,
         "cudnn": torch.backends.cudnn.version() if is_cuda else None,
-        "cpu": Device.select("cpu").name,
+        "cpu": cpu_name(),
+        "cpu_instructions": instructions(),
         "cores": os.cpu_count(),
         "cores_usable": len(cores) or os.cpu_count(),
         "threads": torch.get_num_threads(),
