@@ -169,7 +169,7 @@ def compare(
     steps: int,
     warmup: int,
     say: Callable[[str], None],
-    lead: int = 1,
+    lead: int = 2,
     start: Callable[[Contender], Runner] = lambda contender: contender.build(),
 ) -> Comparison:
     """Builds, warms up and measures the contenders in turns.
@@ -182,7 +182,8 @@ def compare(
         warmup: Untimed steps of each contender after it was built, >= 1.
         say: Receives lines about the progress.
         lead: Untimed steps before each stretch, >= 1: the caches and the allocator's memory are
-            still the previous contender's, and a loader has batches ready from before.
+            still the previous contender's, freed memory was given back (`apart`), and a loader
+            has batches ready from before.
         start: Makes a contender ready; `apart.start` does so in a process of its own.
 
     Returns:

@@ -59,7 +59,7 @@ class Part(NamedTuple):
 PARTS = {
     "train_step": Part(
         "train_step.py", "Training step, ResNet-50",
-        ("--batch-size", "16", "--rounds", "7", "--steps", "2"), (),
+        ("--batch-size", "16", "--rounds", "5", "--steps", "2"), (),
         ("--arch", "resnet18", *_TINY, "--steps", "1", "--warmup", "1"),
     ),
     "train_step_b0": Part(
