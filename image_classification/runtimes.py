@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -191,7 +192,8 @@ class Foreign(nn.Module):
         self._run = run
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._run(images.float().contiguous())
+        # By numpy: PyTorch's threads would go on spinning for a while, on the cores of the runtime.
+        return self._run(torch.from_numpy(np.ascontiguousarray(images.float().numpy())))
 
 
 def layout_of(images: Tensor) -> torch.memory_format:

@@ -5,16 +5,18 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_classification import compiling
 from image_classification.device import Device
 from image_classification.errors import DivergedError, UsageError
 from image_classification.option_types import RUNTIMES
-from image_classification.runtimes import PACKAGES, FixedBatch, Runtime
+from image_classification.runtimes import PACKAGES, FixedBatch, Foreign, Runtime
 from models import create_model
 
 CPU = Device.select("cpu")
@@ -146,3 +148,27 @@ def test_the_last_batch_is_filled_up_in_its_memory_format(layout: torch.memory_f
     logits = FixedBatch(forward, 4)(images)
     assert torch.equal(logits, images.flatten(1)[:, :2])
     assert len(seen) == 2 and len(set(seen)) == 1
+
+
+class Operators(TorchDispatchMode):
+    """Names of PyTorch's operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_foreign_runtime_gets_its_images_without_pytorchs_threads() -> None:
+    images = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    got: list[torch.Tensor] = []
+    with Operators() as called:
+        logits = Foreign(lambda images: got.append(images) or images)(images)
+    assert logits is got[0] and torch.equal(logits, images) and logits.is_contiguous()
+    assert not any("copy" in name or "clone" in name for name in called.names), called.names
+    assert Foreign(lambda images: images)(images.bfloat16()).dtype is torch.float32
