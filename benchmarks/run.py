@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs all benchmarks, writes one result file and the tables and plots of docs/performance.md.
 
-    python benchmarks/run.py                           # all of it; 40 minutes on two cores
+    python benchmarks/run.py                           # all of it; 30 minutes on two cores
     python benchmarks/run.py --quick                   # tiny sizes: does everything run?
     python benchmarks/run.py --parts train_step loader --compare benchmarks/results/OLD.json
 
