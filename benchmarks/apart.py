@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, cast
@@ -72,8 +73,9 @@ class Apart:
 
     def close(self) -> None:
         """Ends the process."""
-        self._pipe.close()
+        self._process.terminate()
         self._process.join()
+        self._pipe.close()
 
     def _ask(self, *question: Any) -> Any:
         self._pipe.send(question)
@@ -93,6 +95,7 @@ class Apart:
 
 
 def _serve(pipe: Connection, build: Callable[[], Runner], peer: bool, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that waits for it
     torch.set_num_threads(threads)
     try:
         runner = build()
@@ -104,7 +107,7 @@ def _serve(pipe: Connection, build: Callable[[], Runner], peer: bool, threads: i
             pipe.send(getattr(runner, name)(*values))
             if name == "facts":  # until its next turn, which starts with untimed steps
                 host_memory.give_back()
-    except EOFError:
+    except EOFError:  # nobody asks any more
         return
     except Exception as error:
         pipe.send(error)

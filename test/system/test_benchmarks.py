@@ -239,7 +239,7 @@ def test_contenders_take_turns_and_another_one_starts_each_round() -> None:
     found = measure.compare(
         contenders, device=Device.select("cpu"), rounds=2, steps=3, warmup=5,
         say=lambda line: None)  # fmt: skip
-    turns = [("a", 1), ("a", 3), ("b", 1), ("b", 3), ("b", 1), ("b", 3), ("a", 1), ("a", 3)]
+    turns = [("a", 2), ("a", 3), ("b", 2), ("b", 3), ("b", 2), ("b", 3), ("a", 2), ("a", 3)]
     assert calls == [("a", 5), ("b", 5), *turns]
     assert found.left_out == {"gone": "not here"} and found.ratio("a", "gone") is None
     assert [entry["images"] for entry in found.results[0].rounds] == [30, 30]
