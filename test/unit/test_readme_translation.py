@@ -172,7 +172,8 @@ def test_category_follows_from_the_measured_training_steps() -> None:
     for part in ("train_step", "train_step_b0"):
         record = run["parts"][part]["record"]
         for ratio in record["ratios"]:
-            if (ratio["of"], ratio["to"]) in train_contenders.PAIRS and "compile" not in ratio["of"]:
+            pair = ratio["of"], ratio["to"]
+            if pair in train_contenders.PAIRS and "compile" not in pair[0]:
                 group = f"{part} {ratio['of'] if part == 'train_step' else ''}"
                 found.setdefault(group, []).append(ratio["median"])
     assert len(found) == 3 and all(len(ratios) >= 2 for ratios in found.values())
