@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
 import torch
 
-from benchmarks.measure import Contender, Runner, Unavailable
+from benchmarks.measure import Contender, Runner, Unavailable, start_here
 from image_classification import host_memory
 from image_classification.device import Device
 
@@ -25,22 +25,22 @@ from image_classification.device import Device
 _PRELOADED = ["torch", "benchmarks.train_contenders", "benchmarks.runtime_contenders"]
 
 
-def starter(
-    device: Device, *, together: bool, cleanup: contextlib.ExitStack
-) -> Callable[[Contender], Runner]:
+@contextlib.contextmanager
+def starter(device: Device, *, together: bool) -> Iterator[Callable[[Contender], Runner]]:
     """Chooses where contenders run: on a CPU apart, unless they are to be together.
 
     Args:
         device: Theirs.
         together: All in this process.
-        cleanup: Ends their processes.
 
-    Returns:
-        For `measure.compare`.
+    Yields:
+        What `measure.compare` starts them with; their processes end with the block.
     """
     if together or device.is_accelerator:
-        return lambda contender: contender.build()
-    return lambda contender: cleanup.enter_context(contextlib.closing(Apart(contender)))
+        yield start_here
+        return
+    with contextlib.ExitStack() as processes:
+        yield lambda contender: processes.enter_context(contextlib.closing(Apart(contender)))
 
 
 class Apart:

@@ -161,6 +161,11 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def start_here(contender: Contender) -> Runner:
+    """Makes a contender ready in this process."""
+    return contender.build()
+
+
 def compare(
     contenders: Sequence[Contender],
     *,
@@ -170,7 +175,7 @@ def compare(
     warmup: int,
     say: Callable[[str], None],
     lead: int = 2,
-    start: Callable[[Contender], Runner] = lambda contender: contender.build(),
+    start: Callable[[Contender], Runner] = start_here,
 ) -> Comparison:
     """Builds, warms up and measures the contenders in turns.
 
@@ -184,7 +189,7 @@ def compare(
         lead: Untimed steps before each stretch, >= 1: the caches and the allocator's memory are
             still the previous contender's, freed memory was given back (`apart`), and a loader
             has batches ready from before.
-        start: Makes a contender ready; `apart.start` does so in a process of its own.
+        start: Makes a contender ready; `apart.starter` has what does so in other processes.
 
     Returns:
         The measurements.

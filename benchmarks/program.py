@@ -8,8 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from image_classification import option_types as kind
-from image_classification.device import DEVICE_TYPES
+from image_classification.device import DEVICE_TYPES, Device
 from models import model_names
 
 
@@ -33,13 +35,23 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=kind.PIXELS, default=224, metavar="PX", help="default: 224")
 
 
-def add_together(parser: argparse.ArgumentParser) -> None:
-    """Declares --together; see `apart.starter`."""
-    parser.add_argument(
-        "--together", action="store_true",
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """Declares the device, the network and where its contenders run; see `apart.starter`."""
+    add_device(parser)
+    add_network(parser)
+    add = parser.add_argument
+    add("--threads", type=kind.COUNT, metavar="N", help="threads of the cpu; default: torch's")
+    add("--together", action="store_true",
         help="all contenders in one process, as always on accelerators (cpu: each in its own, "
         "where this package keeps freed memory and its peers have the C library's defaults)",
     )  # fmt: skip
+
+
+def select_device(args: argparse.Namespace) -> Device:
+    """Selects --device; sets the --threads that `add_comparison` declares."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return Device.select(args.device)
 
 
 def add_json(parser: argparse.ArgumentParser, benchmark: str) -> None:

@@ -12,28 +12,17 @@ The weights are random and the images lie on the device: loading is not measured
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
 from benchmarks.apart import starter
-from benchmarks.program import (
-    add_device,
-    add_json,
-    add_network,
-    add_together,
-    create_parser,
-    say,
-)
+from benchmarks.program import add_comparison, add_json, create_parser, say, select_device
 from benchmarks.runtime_contenders import BASELINE, NAMES, list_contenders
 from image_classification import option_types as kind
-from image_classification.device import Device
 from image_classification.errors import run_program
 
 
@@ -41,25 +30,20 @@ def build_parser() -> argparse.ArgumentParser:
     """Declares the options."""
     parser = create_parser(__doc__)
     add = parser.add_argument
-    add_device(parser)
-    add_network(parser)
+    add_comparison(parser)
     add("--contenders", nargs="+", default=list(NAMES), choices=list(NAMES), metavar="NAME",
         help=f"default: all that can run, of {', '.join(NAMES)}")
     add("--batch-sizes", type=kind.COUNT, nargs="+", metavar="N", help="default: 1 256 (cpu: 1 16)")
     add("--rounds", type=kind.COUNT, default=9, metavar="N", help="default: 9")
     add("--images", type=kind.COUNT, metavar="N",
         help="in a stretch, of whole batches; default: 5120 (cpu: 48)")
-    add("--threads", type=kind.COUNT, metavar="N", help="threads of the cpu; default: torch's")
-    add_together(parser)
     add_json(parser, "runtimes")
     return parser  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Measures, prints a table for each batch size, writes the JSON file."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = Device.select(args.device)
+    device = select_device(args)
     described = environment.capture(device)
     say(environment.text(described))
     accelerator = device.is_accelerator
@@ -72,11 +56,11 @@ def run(args: argparse.Namespace) -> None:
         "batches": {}, "left_out": {},
     }  # fmt: skip
     for size in sizes:
-        with contextlib.ExitStack() as cleanup:
+        with starter(device, together=args.together) as start:
             found = measure.compare(
                 list_contenders(args.contenders, args.arch, device, args.image_size, size),
                 device=device, rounds=args.rounds, steps=max(1, stretch // size), warmup=2,
-                say=say, start=starter(device, together=args.together, cleanup=cleanup),
+                say=say, start=start,
             )  # fmt: skip
         print(f"\n{args.arch}, {args.image_size} px, batches of {size}, {device}\n\n"
               + found.table(BASELINE), flush=True)  # fmt: skip

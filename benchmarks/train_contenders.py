@@ -198,7 +198,7 @@ def list_contenders(
     for name in names:
         batch = Batch(device.type, image_size, batch_size, name.endswith("-amp"), _layout(name))
         if device.is_accelerator:
-            batch.make()
+            prepare(batch)
         amp_dtype = device.amp_dtype()[0] if batch.amp else None
         precision = str(amp_dtype or torch.float32).removeprefix("torch.")
         last = device.memory_format(batch.layout, half=batch.amp) is torch.channels_last
@@ -209,7 +209,15 @@ def list_contenders(
 
 
 class Batch(NamedTuple):
-    """What determines a `Setup`, in a form that another process can be told; see `set_up`."""
+    """What determines a `Setup`, in a form that another process can be told; see `set_up`.
+
+    Attributes:
+        device_type: As --device.
+        image_size: Side of the images in pixels.
+        batch_size: Images per step.
+        amp: Mixed precision, as far as the device is fast with it.
+        layout: As --memory-format.
+    """
 
     device_type: str
     image_size: int
@@ -217,13 +225,10 @@ class Batch(NamedTuple):
     amp: bool
     layout: str
 
-    def make(self) -> tuple[Device, Setup]:
-        """The device, and what was made for this batch when it was first asked for."""
-        return _make(self)
-
 
 @functools.cache
-def _make(batch: Batch) -> tuple[Device, Setup]:
+def prepare(batch: Batch) -> tuple[Device, Setup]:
+    """Returns the device and what is made for this batch when it is first asked for."""
     device_type, image_size, batch_size, amp, layout = batch
     device = Device.select(device_type)
     return device, set_up(device, image_size, batch_size, amp=amp, layout=layout)
@@ -244,7 +249,7 @@ def build_runner(name: str, arch: str, batch: Batch) -> Runner:
     Raises:
         Unavailable: It cannot run here.
     """
-    device, setup = batch.make()
+    device, setup = prepare(batch)
     peer, _, kind = name.partition("-")
     given = (arch, setup.images, setup.target)
     same: dict[str, Any] = {"amp_dtype": setup.amp_dtype, "memory_format": setup.memory_format}

@@ -12,25 +12,15 @@ All contenders train on one synthetic batch that lies on the device: no loader i
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure
 from benchmarks.apart import starter
-from benchmarks.program import (
-    add_device,
-    add_json,
-    add_network,
-    add_together,
-    create_parser,
-    say,
-)
+from benchmarks.program import add_comparison, add_json, create_parser, say, select_device
 from benchmarks.train_contenders import BASELINE, NAMES, PAIRS, list_contenders
 from image_classification import option_types as kind
 from image_classification.device import Device
@@ -49,8 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"default: all that can run, of {', '.join(NAMES)}",
     )
-    add_device(parser)
-    add_network(parser)
+    add_comparison(parser)
     add("--batch-size", type=kind.COUNT, metavar="N", help="default: 256 (cpu: 32)")
     add(
         "--rounds",
@@ -65,8 +54,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="untimed steps of each contender first; default: 10 (cpu: 2)",
     )
-    add("--threads", type=kind.COUNT, metavar="N", help="threads of the cpu; default: torch's")
-    add_together(parser)
     add_json(parser, "train_step")
     return parser
 
@@ -95,7 +82,7 @@ def measure_all(args: argparse.Namespace, device: Device) -> measure.Comparison:
             image_size=args.image_size,
             batch_size=args.batch_size,
         )
-        with contextlib.ExitStack() as cleanup:
+        with starter(device, together=args.together) as start:
             return measure.compare(
                 contenders,
                 device=device,
@@ -103,7 +90,7 @@ def measure_all(args: argparse.Namespace, device: Device) -> measure.Comparison:
                 steps=args.steps,
                 warmup=args.warmup,
                 say=say,
-                start=starter(device, together=args.together, cleanup=cleanup),
+                start=start,
             )
     except Exception as error:
         if device.is_out_of_memory(error):
@@ -152,9 +139,7 @@ def record(
 
 def run(args: argparse.Namespace) -> None:
     """Measures, prints the table, writes the JSON file."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = Device.select(args.device)
+    device = select_device(args)
     fill_in(args, device)
     device.configure(tf32=None, deterministic=False)
     described = environment.capture(device)
