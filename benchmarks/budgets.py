@@ -7,10 +7,11 @@
     python benchmarks/budgets.py DIR --budgets 16     # on a data set that main.py takes
 
 A training of ImageNet takes GPUs; this shows on a CPU what the recipes are made of: images that
-begin small and grow, averaged weights, a linear schedule, larger images in the validation. Sizes,
-images per step and the averaging are those of recipes.yml in small. The plain training has the
-final size from the first step to the validation, and a cosine schedule. Every run is one of main.py
---seeds, whose accuracy is that of the averaged weights where there are any.
+begin small and grow, averaged weights, a linear schedule. Sizes, images per step and the averaging
+are those of recipes.yml in small. The plain training has the final size from the first step, and a
+cosine schedule. Every run is one of main.py --seeds, whose accuracy is that of the averaged weights
+where there are any. Both validate at the size of the training: larger validation images belong to
+photographs, and digits of 8 pixels have nothing more to show in them.
 """
 
 from __future__ import annotations
@@ -34,15 +35,13 @@ from image_classification.run_files import SEEDS_NAME
 
 BUDGETS = ("16", "32", "50", "90", "250")
 STEP = 64  # images; the recipes have 1024, and their rates are in proportion
-# Wide crops, unlike the digits' own recipe: larger images in the validation belong to them.
-COMMON = ("--optimizer-batch-size", STEP, "-b", STEP, "-p", 100, "--crop-scale", 0.25, 1)
+COMMON = ("--optimizer-batch-size", STEP, "-b", STEP, "-p", 100, "--crop-scale", 0.25, 1,
+          "--image-size", 96, "--val-size", 96, "--val-resize", 110)  # fmt: skip
 #: Flags of a way to train for some epochs.
 WAYS = {
-    "recipe": ("--lr", 1.7 * STEP / 1024, "--progressive-resize", 32, "--image-size", 64,
-               "--val-size", 80, "--val-resize", 92, "--use-ema", 0.99),
+    "recipe": ("--lr", 1.7 * STEP / 1024, "--progressive-resize", 64, "--use-ema", 0.99),
     "plain": ("--lr", 0.1, "--lr-schedule", "cosine", "--warmup", 2, "--label-smoothing", 0.1,
-              "--momentum", 0.9, "--weight-decay", 1e-4, "--image-size", 64, "--val-size", 64,
-              "--val-resize", 73),
+              "--momentum", 0.9, "--weight-decay", 1e-4),
 }  # fmt: skip
 
 

@@ -372,7 +372,7 @@ def test_recipes_by_budget_are_compared_with_a_plain_training(
     assert [args.recipe for args, _ in settings] == ["resnet50-16", None, "resnet50-250", None]
     for args, problems in settings:
         assert not problems and args.optimizer_batch_size == budgets.STEP
-        grows = (32, 64, 80) if args.recipe else (None, 64, 64)
+        grows = (64 if args.recipe else None, 96, 96)
         assert (args.progressive_resize, args.image_size, args.val_size) == grows
         assert (args.use_ema, args.label_smoothing) == (0.99 if args.recipe else None, 0.1)
     assert [args.lr_schedule for args, _ in settings] == ["linear", "cosine", "cosine", "cosine"]
