@@ -80,11 +80,12 @@ def list_contenders(
         batch_size: Images of the batch.
     """
     shape = batch_size, 3, image_size, image_size
-    return [
-        Contender(way.title, way.layout, partial(_build, name, way, arch, device.type, shape),
-                  peer=way.source != "ours")
-        for name, way in ((name, NAMES[name]) for name in names)
-    ]
+    found = []
+    for name in names:
+        way = NAMES[name]
+        build = partial(_build, name, way, arch, device.type, shape)
+        found.append(Contender(way.title, way.layout, build, peer=way.source != "ours"))
+    return found
 
 
 def _build(
