@@ -21,6 +21,10 @@ case ${1--} in
         set -- "$IMAGENET_TRAIN_DATASET" "$@"
         ;;
 esac
+if ! "$PYTHON" -c 'import numpy, PIL' 2>/dev/null; then
+    echo "$NAME: $PYTHON lacks NumPy or Pillow: bash scripts/setup_env.sh" >&2
+    exit 2
+fi
 called_from=$PWD
 cd -- "$ROOT" || exit # no module is looked for in the caller's folder, which may be the data
 exec "$PYTHON" -m image_classification.dataset_tools process -C "$called_from" "$@"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,7 +23,8 @@ SCRIPT = ROOT / "scripts/run_process_data.sh"
 
 def start(*words: object, cwd: Path, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        ["bash", str(SCRIPT), *map(str, words)], cwd=cwd, env=environment(**env),
+        ["bash", str(SCRIPT), *map(str, words)], cwd=cwd,
+        env=environment(**{"PYTHON": sys.executable, **env}),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -75,6 +77,12 @@ def test_usage(tmp_path: Path) -> None:
     assert "PYTHON=/no/python cannot be run" in run(
         "x", cwd=tmp_path, expect=2, PYTHON="/no/python"
     ).stderr  # fmt: skip
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without installed packages
+    bare.chmod(0o755)
+    assert run("x", cwd=tmp_path, expect=2, PYTHON=str(bare)).stderr == (
+        f"run_process_data: {bare} lacks NumPy or Pillow: bash scripts/setup_env.sh\n"
+    )
 
 
 def children(process: int) -> list[int]:
