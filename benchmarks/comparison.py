@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any, NamedTuple
 
+from benchmarks.environment import machine
 from benchmarks.measure import Spread, markdown_table
 from image_classification.errors import DataError
 
@@ -51,9 +52,9 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
     Raises:
         DataError: They are of different devices.
     """
-    devices = [one["environment"]["device_name"] for one in (old, new)]
-    if devices[0] != devices[1]:
-        raise DataError(f"--compare: that result is of {devices[0]}, this device is {devices[1]}")
+    machines = [machine(one["environment"]) for one in (old, new)]
+    if machines[0] != machines[1]:
+        raise DataError(f"--compare: that result is of {machines[0]}; this is {machines[1]}")
     # What ran with other settings cannot be compared.
     alike = [part for part, entry in new["parts"].items()
              if old["parts"].get(part, {}).get("command") == entry["command"]]  # fmt: skip
@@ -67,11 +68,11 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
         if _is_peer(name):
             continue
         theirs = [one for other, one in changes.items() if other[0] == part and _is_peer(other[1])]
-        machine = median(theirs) if theirs else 1.0
+        drift = median(theirs) if theirs else 1.0
         spread = max(_width(after[part, name]), _width(before[part, name]), _LEAST)
-        verdict = "slower" if change / machine < 1.0 - spread else ""
+        verdict = "slower" if change / drift < 1.0 - spread else ""
         slower += [f"{part}: {name}"] if verdict else []
-        rows.append([f"{part}: {name}", f"{change:.2f}", f"{machine:.2f}" if theirs else "-",
+        rows.append([f"{part}: {name}", f"{change:.2f}", f"{drift:.2f}" if theirs else "-",
                      f"{spread:.0%}", verdict])  # fmt: skip
     gone = [f"{part}: {name}" for part, name in before
             if (part, name) not in after and not _is_peer(name)]  # fmt: skip

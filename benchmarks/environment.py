@@ -42,6 +42,12 @@ def capture(device: Device) -> dict[str, Any]:
     }
 
 
+def machine(found: dict[str, Any]) -> str:
+    """What tells machines apart, of what `capture` returned."""
+    able = found.get("cpu_instructions") if found["device"] == "cpu" else None
+    return f"{found['device_name']}, {' '.join(able)}" if able else str(found["device_name"])
+
+
 def text(found: dict[str, Any]) -> str:
     """Formats what `capture` returned as a few lines, with a warning where the machine is busy."""
     versions = ", ".join(f"{name} {v or 'not installed'}" for name, v in found["versions"].items())

@@ -47,18 +47,12 @@ def newest_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
         result = json.loads(path.read_text("utf-8"))
         if result.get("benchmark") != "run":
             continue
-        name = machine(result["environment"])
+        name = environment.machine(result["environment"])
         date = result["environment"]["date"]
         if name not in found or date > found[name][1]["environment"]["date"]:
             found[name] = path, result
     return sorted(found.values(), key=lambda one: (one[1]["environment"]["device"] == "cpu",
                                                    one[0].name))  # fmt: skip
-
-
-def machine(found: dict[str, Any]) -> str:
-    """What tells machines apart, of what `environment.capture` returned."""
-    able = found.get("cpu_instructions") if found["device"] == "cpu" else None
-    return f"{found['device_name']}, {' '.join(able)}" if able else str(found["device_name"])
 
 
 def section(path: Path, result: dict[str, Any], plotted: dict[str, Path]) -> str:
@@ -70,7 +64,7 @@ def section(path: Path, result: dict[str, Any], plotted: dict[str, Path]) -> str
         plotted: Name of a part -> its plot.
     """
     found = result["environment"]
-    where = machine(found)
+    where = environment.machine(found)
     if found["device"] != "cpu":
         where += f", driver {found['driver']}, cuda {found['cuda']}"
     lines = [f"## {where}", "", f"`{found['command']}`, {found['date'][:10]}, "
@@ -87,7 +81,8 @@ def section(path: Path, result: dict[str, Any], plotted: dict[str, Path]) -> str
 
 def plots(result: dict[str, Any], folder: Path) -> dict[str, Path]:
     """Draws bars of images per second, a file for each table; returns the files by part."""
-    device = re.sub(r"[^a-z0-9]+", "-", machine(result["environment"]).lower()).strip("-")
+    name = environment.machine(result["environment"])
+    device = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     tables: dict[str, list[Figure]] = {}
     for figure in figures(result):
         if figure.part in _PLOTTED:

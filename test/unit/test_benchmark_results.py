@@ -76,7 +76,10 @@ def test_only_equal_measurements_are_compared() -> None:
     new["parts"]["runtimes"]["command"] += " --batch-sizes 1"
     assert compare(old, new)[1] == []
     new["environment"]["device_name"] = "Another CPU"
-    with pytest.raises(DataError, match="that result is of Some CPU, this device is Another CPU"):
+    with pytest.raises(DataError, match="that result is of Some CPU; this is Another CPU"):
+        compare(old, new)
+    new["environment"] |= {"device_name": "Some CPU", "cpu_instructions": ["avx2", "avx512f"]}
+    with pytest.raises(DataError, match="of Some CPU; this is Some CPU, avx2 avx512f"):
         compare(old, new)
 
 
