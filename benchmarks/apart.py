@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import pickle
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, cast
@@ -20,9 +22,12 @@ import torch
 from benchmarks.measure import Contender, Runner, Unavailable, start_here
 from image_classification import host_memory
 from image_classification.device import Device
+from image_classification.errors import UserError
 
 # What every child needs, imported once: they are forked from a process that has done no more.
 _PRELOADED = ["torch", "benchmarks.train_contenders", "benchmarks.runtime_contenders"]
+
+_PATIENCE = 10.0  # seconds, for a step that is under way
 
 
 @contextlib.contextmanager
@@ -72,19 +77,21 @@ class Apart:
         return cast("dict[str, float]", self._ask("facts"))
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process: nobody asks any more."""
+        self._pipe.close()
+        self._process.join(_PATIENCE)
         self._process.terminate()
         self._process.join()
-        self._pipe.close()
 
     def _ask(self, *question: Any) -> Any:
-        self._pipe.send(question)
+        with contextlib.suppress(OSError):  # it has died: there is no answer, then
+            self._pipe.send(question)
         return self._answer()
 
     def _answer(self) -> Any:
         try:
             answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             raise Unavailable(
                 f"its process ended with exit code {self._process.exitcode}"
@@ -97,17 +104,30 @@ class Apart:
 def _serve(pipe: Connection, build: Callable[[], Runner], peer: bool, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that waits for it
     torch.set_num_threads(threads)
+    with contextlib.suppress(EOFError, ConnectionError):  # nobody asks any more
+        try:
+            runner = build()
+            if peer:  # which has not selected a device of this package's
+                host_memory.keep_freed(False)
+            pipe.send(None)
+            while True:
+                name, *values = pipe.recv()
+                pipe.send(getattr(runner, name)(*values))
+                if name == "facts":  # until its next turn, which starts with untimed steps
+                    host_memory.give_back()
+        except (EOFError, ConnectionError):
+            raise
+        except BaseException as error:
+            if not isinstance(error, (UserError, Unavailable)):
+                traceback.print_exc()
+            pipe.send(_portable(error))
+
+
+def _portable(error: BaseException) -> Exception:
+    """The error, or what it says where it cannot go to another process."""
     try:
-        runner = build()
-        if peer:  # which has not selected a device of this package's
-            host_memory.keep_freed(False)
-        pipe.send(None)
-        while True:
-            name, *values = pipe.recv()
-            pipe.send(getattr(runner, name)(*values))
-            if name == "facts":  # until its next turn, which starts with untimed steps
-                host_memory.give_back()
-    except EOFError:  # nobody asks any more
-        return
-    except Exception as error:
-        pipe.send(error)
+        if isinstance(pickle.loads(pickle.dumps(error)), Exception):
+            return error
+    except Exception:  # whatever its class does there
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")

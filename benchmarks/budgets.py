@@ -32,6 +32,7 @@ from image_classification.device import Device
 from image_classification.errors import run_program
 from image_classification.metrics import mean_and_spread
 from image_classification.run_files import SEEDS_NAME
+from models import model_names
 
 BUDGETS = ("16", "32", "50", "90", "250")
 STEP = 64  # images; the recipes have 1024, and their rates are in proportion
@@ -51,12 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("data", nargs="?", default="sample:digits", metavar="DIR", help="default: sample:digits")
     add_device(parser)
-    add("--arch", default="resnet18", metavar="NAME", help="default: resnet18")
+    add("--arch", default="resnet18", choices=model_names(), metavar="NAME",
+        help="default: resnet18")
     add("--budgets", nargs="+", default=["16", "32"], choices=BUDGETS, metavar="EPOCHS",
         help=f"default: 16 32, of {', '.join(BUDGETS)}")
     add("--seeds", type=kind.COUNT, default=3, metavar="N", help="repetitions; default: 3")
     add_json(parser, "budgets")
-    return parser
+    return parser  # fmt: skip
 
 
 def train(data: str, workspace: Path, seeds: int, *flags: Any) -> dict[str, Any]:

@@ -27,10 +27,13 @@ from benchmarks.loader_contenders import BatchRunner, TrainingRunner, endless, l
 from benchmarks.peers import cifar_loop
 from benchmarks.program import add_device, add_json, create_parser, say
 from benchmarks.train_contenders import Setup, set_up
+from image_classification import option_types as kind
 from image_classification.augmentation import ShiftPreset
 from image_classification.dataloaders import create_loader
 from image_classification.device import Device
+from image_classification.errors import UsageError, run_program
 from image_classification.pixel_index import PixelIndex
+from models import model_names
 
 PEER, OURS, ALONE = "DataLoader", "resident", "network alone"
 
@@ -40,13 +43,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
     add = parser.add_argument
     add_device(parser)
-    add("--arch", default="resnet18_cifar", metavar="NAME", help="default: resnet18_cifar")
-    add("--batch-size", type=int, default=128, metavar="N", help="default: 128")
-    add("--images", type=int, default=50_000, metavar="N", help="default: 50000")
-    add("--workers", type=int, metavar="N", help="of the DataLoader; default: cores")
-    add("--rounds", type=int, default=5, metavar="N", help="default: 5")
-    add("--steps", type=int, default=600, metavar="N", help="batches, data alone; default: 600")
-    add("--train-steps", type=int, default=8, metavar="N", help="steps, network; default: 8")
+    add("--arch", default="resnet18_cifar", choices=model_names(), metavar="NAME",
+        help="default: resnet18_cifar")  # fmt: skip
+    add("--batch-size", type=kind.COUNT, default=128, metavar="N", help="default: 128")
+    add("--images", type=kind.COUNT, default=50_000, metavar="N", help="default: 50000")
+    add("--workers", type=kind.COUNT, metavar="N", help="of the DataLoader; default: cores")
+    add("--rounds", type=kind.COUNT, default=5, metavar="N", help="default: 5")
+    add("--steps", type=kind.COUNT, default=600, metavar="N",
+        help="batches, data alone; default: 600")  # fmt: skip
+    add("--train-steps", type=kind.COUNT, default=8, metavar="N", help="steps, network; default: 8")
     add_json(parser, "cifar")
     return parser
 
@@ -82,10 +87,11 @@ def on_device(batches: Iterator[Any], device: Device, setup: Setup) -> Iterator[
         )  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; prints tables and writes one JSON file."""
-    args = build_parser().parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Runs the benchmark; prints tables and writes one JSON file."""
     device, size = Device.select(args.device), args.batch_size
+    if args.images < size:
+        raise UsageError(f"--images {args.images}: less than a batch of {size}")
     workers = args.workers or len(os.sched_getaffinity(0))
     described = environment.capture(device)
     print(environment.text(described), file=sys.stderr)
@@ -126,7 +132,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{name}, batch {size}, {device}\n\n" + found.table(baseline))
         record[name] = [result.record() for result in found.results]
     measure.save(record, args.json, device)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; user errors become one line and an exit code."""
+    return run_program("cifar.py", lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -50,14 +50,14 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
         A table, and the rows that have become slower than the spread, or are gone.
 
     Raises:
-        DataError: They are of different devices.
+        DataError: They are of different machines, or no part was measured in the same way.
     """
-    machines = [machine(one["environment"]) for one in (old, new)]
-    if machines[0] != machines[1]:
-        raise DataError(f"--compare: that result is of {machines[0]}; this is {machines[1]}")
-    # What ran with other settings cannot be compared.
-    alike = [part for part, entry in new["parts"].items()
-             if old["parts"].get(part, {}).get("command") == entry["command"]]  # fmt: skip
+    require_same_machine(old, new)
+    alike = [part for part in new["parts"]
+             if (way := _way(new, part)) is not None and way == _way(old, part)]  # fmt: skip
+    unlike = ", ".join(part for part in new["parts"] if part not in alike)
+    if not alike:
+        raise DataError(f"--compare: no part is measured there in the same way, of {unlike}")
     old, new = ({**one, "parts": {part: one["parts"][part] for part in alike}}
                 for one in (old, new))
     before, after = ({(figure.part, figure.name): figure.speed for figure in figures(one)}
@@ -76,10 +76,28 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
                      f"{spread:.0%}", verdict])  # fmt: skip
     gone = [f"{part}: {name}" for part, name in before
             if (part, name) not in after and not _is_peer(name)]  # fmt: skip
-    lines = [markdown_table(rows), "", f"slower than the spread: {', '.join(slower) or 'nothing'}"]
+    lines = [markdown_table(rows), ""]
+    lines += [f"not measured there in the same way: {unlike}"] if unlike else []
+    lines.append(f"slower than the spread: {', '.join(slower) or 'nothing'}")
     lines += [f"gone: {', '.join(gone)}"] if gone else []
     lines += _other_versions(old, new)
     return "\n".join(lines), slower + gone
+
+
+def require_same_machine(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raises DataError where two results are not of the same machine."""
+    machines = [machine(one["environment"]) for one in (old, new)]
+    if machines[0] != machines[1]:
+        raise DataError(f"--compare: that result is of {machines[0]}; this is {machines[1]}")
+
+
+def _way(result: dict[str, Any], part: str) -> tuple[str, str] | None:
+    """How a part was measured: its command, and on which images; None: it was not."""
+    entry = result["parts"].get(part, {})
+    if "record" not in entry:
+        return None
+    command = entry["command"]
+    return command, result["settings"].get("images", "") if "DIR" in command.split() else ""
 
 
 def _other_versions(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -42,14 +42,16 @@ from benchmarks.loader_contenders import (
 from benchmarks.peers import loaders as peers
 from benchmarks.program import add_device, add_json, create_parser, say
 from benchmarks.train_contenders import set_up
+from image_classification import option_types as kind
 from image_classification.affinity import default_threads
 from image_classification.augmentation import TrainPreset
 from image_classification.data_index import ImageIndex
 from image_classification.device import Device
-from image_classification.errors import DataError, tell
+from image_classification.errors import DataError, run_program
 from image_classification.fast_loader.native import kernel_names
 from image_classification.image_reading import read_image, train_pixels
 from image_classification.packing import packed_index
+from models import model_names
 
 BASELINE = "pillow"
 ALONE = "network alone"
@@ -69,14 +71,17 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="also our core on this folder that dataset_tools pack made of the same files",
     )
-    add("--image-size", type=int, default=224, metavar="PX", help="default: 224")
-    add("--batch-size", type=int, default=64, metavar="N", help="default: 64")
-    add("--rounds", type=int, default=5, metavar="N", help="default: 5")
-    add("--steps", type=int, default=12, metavar="N", help="batches in a round; default: 12")
-    add("--workers", type=int, metavar="N", help="end to end: threads or processes; default: cores")
-    add("--arch", default="resnet50", metavar="NAME", help="part network; default: resnet50")
+    add("--image-size", type=kind.PIXELS, default=224, metavar="PX", help="default: 224")
+    add("--batch-size", type=kind.COUNT, default=64, metavar="N", help="default: 64")
+    add("--rounds", type=kind.COUNT, default=5, metavar="N", help="default: 5")
+    add("--steps", type=kind.COUNT, default=12, metavar="N", help="batches in a round; default: 12")
+    add("--workers", type=kind.COUNT, metavar="N",
+        help="end to end: threads or processes; default: cores")  # fmt: skip
+    add("--arch", default="resnet50", choices=model_names(), metavar="NAME",
+        help="part network; default: resnet50")  # fmt: skip
     add_device(parser)
-    add("--memory-epochs", type=int, default=50, metavar="N", help="part memory; default: 50")
+    add("--memory-epochs", type=kind.COUNT, default=50, metavar="N",
+        help="part memory; default: 50")  # fmt: skip
     add_json(parser, "loader")
     return parser
 
@@ -229,16 +234,12 @@ def _compare(
     )  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; prints tables and writes one JSON file."""
-    args = build_parser().parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Runs the benchmark; prints tables and writes one JSON file."""
     device = Device.select(args.device if "network" in args.parts else "cpu")
     described = environment.capture(device)
     print(environment.text(described), file=sys.stderr)
-    try:
-        index = index_of(args.directory)
-    except DataError as error:
-        return tell("loader.py", error)
+    index = index_of(args.directory)
     crops = Crops(index, args.batch_size)
     width, height = crops.sizes.mean(axis=0)
     about = (
@@ -277,7 +278,11 @@ def main(argv: list[str] | None = None) -> int:
             for key, value in record["memory"].items() if key.endswith("_mib")
         ))  # fmt: skip
     measure.save(record, args.json, device)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; user errors become one line and an exit code."""
+    return run_program("loader.py", lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, Protocol
@@ -27,7 +28,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Unavailable(Exception):
-    """A contender cannot run here; the text says why and, where there is one, the cure."""
+    """A contender cannot run, or no longer; the text says why and, where there is one, the cure."""
 
 
 class Runner(Protocol):
@@ -196,14 +197,17 @@ def compare(
     """
     ready: list[tuple[Result, Runner]] = []
     left_out: dict[str, str] = {}
-    for contender in contenders:
-        before = device.memory()
+
+    def attempt(name: str, action: Callable[[], None]) -> None:
         try:
-            runner = start(contender)
+            action()
         except Unavailable as reason:
-            left_out[contender.name] = str(reason)
-            say(f"{contender.name}: left out: {reason}")
-            continue
+            left_out[name] = str(reason)
+            say(f"{name}: left out: {reason}")
+
+    def get_ready(contender: Contender) -> None:
+        before = device.memory()
+        runner = start(contender)
         result = Result(contender.name, contender.settings)
         say(f"{contender.name}: {warmup} warm-up steps")
         runner.run(warmup)
@@ -212,12 +216,19 @@ def compare(
         if before and after:
             result.resident = after.allocated - before.allocated
         ready.append((result, runner))
-    for number in range(rounds if ready else 0):
-        first = number % len(ready)
+
+    def take_turn(result: Result, runner: Runner) -> None:
+        runner.run(lead)
+        device.synchronize()
+        result.rounds.append(_timed_round(runner, result.resident, device, steps))
+
+    for contender in contenders:
+        attempt(contender.name, partial(get_ready, contender))
+    for number in range(rounds):
+        first = number % max(1, len(ready))
         for result, runner in ready[first:] + ready[:first]:
-            runner.run(lead)
-            device.synchronize()
-            result.rounds.append(_timed_round(runner, result.resident, device, steps))
+            attempt(result.name, partial(take_turn, result, runner))
+        ready = [one for one in ready if one[0].name not in left_out]
         rates = ", ".join(f"{result.name} {result.rates[-1]:.1f}" for result, _ in ready)
         say(f"round {number + 1}/{rounds}, img/s: {rates}")
     return Comparison([result for result, _ in ready], left_out)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -57,9 +58,21 @@ def select_device(args: argparse.Namespace) -> Device:
 def add_json(parser: argparse.ArgumentParser, benchmark: str) -> None:
     """Declares --json, where the result goes; see `measure.save`."""
     parser.add_argument(
-        "--json", type=Path, metavar="FILE",
+        "--json", type=_writable, metavar="FILE",
         help=f"default: benchmarks/results/<date>-<device>-{benchmark}.json",
     )  # fmt: skip
+
+
+def _writable(text: str) -> Path:
+    """A file that can be written at the end of an hour's measuring; makes its folder."""
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: {error.strerror}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: name a file")
+    return path
 
 
 def say(line: str) -> None:

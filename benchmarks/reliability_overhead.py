@@ -29,10 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment, measure
 from benchmarks.program import add_device, add_json, add_network, create_parser, say
 from benchmarks.train_contenders import OurRunner, Setup, set_up
+from image_classification import option_types as kind
 from image_classification.checkpoint_files import CheckpointFiles
 from image_classification.device import Device
 from image_classification.divergence import StepGuard
 from image_classification.epochs import EpochLoop, Progress
+from image_classification.errors import run_program
 from image_classification.heartbeat import Heartbeat
 from image_classification.interruption import Interruption
 from image_classification.logger import Logger
@@ -105,17 +107,16 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add_device(parser)
     add_network(parser)
-    add("--batch-size", type=int, metavar="N", help="default: 256 (cpu: 16)")
-    add("--rounds", type=int, default=9, metavar="N", help="default: 9")
-    add("--steps", type=int, metavar="N", help="steps in a round; default: 20 (cpu: 2)")
-    add("--saves", type=int, default=5, metavar="N", help="saves that are timed; default: 5")
+    add("--batch-size", type=kind.COUNT, metavar="N", help="default: 256 (cpu: 16)")
+    add("--rounds", type=kind.COUNT, default=9, metavar="N", help="default: 9")
+    add("--steps", type=kind.COUNT, metavar="N", help="steps in a round; default: 20 (cpu: 2)")
+    add("--saves", type=kind.COUNT, default=5, metavar="N", help="saves that are timed; default: 5")
     add_json(parser, "reliability_overhead")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> None:
     """Runs the benchmark; prints a table and writes one JSON file."""
-    args = build_parser().parse_args(argv)
     device = Device.select(args.device)
     batch = args.batch_size or (256 if device.is_accelerator else 16)
     steps = args.steps or (20 if device.is_accelerator else 2)
@@ -153,7 +154,11 @@ def main(argv: list[str] | None = None) -> int:
                  "share_percent": share},
     }  # fmt: skip
     measure.save(record, args.json, device)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; user errors become one line and an exit code."""
+    return run_program("reliability_overhead.py", lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

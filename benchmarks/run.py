@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment, measure, performance_page
-from benchmarks.comparison import compare
+from benchmarks.comparison import compare, require_same_machine
+from benchmarks.loader_contenders import index_of
 from benchmarks.photographs import write_photographs
 from benchmarks.program import add_device, add_json, create_parser, say
 from image_classification.device import Device
@@ -68,7 +69,7 @@ PARTS = {
         (*_TINY, "--steps", "1", "--warmup", "1"),
     ),
     "runtimes": Part(
-        "runtimes.py", "Inference", ("--rounds", "5"), (),
+        "runtimes.py", "Inference", ("--rounds", "7"), (),
         ("--arch", "resnet18", "--image-size", "32", "--batch-sizes", "2", "--rounds", "1",
          "--images", "2"),
     ),
@@ -167,7 +168,10 @@ def read_result(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict) or found.get("benchmark") != "run":
+    whole = isinstance(found, dict) and all(
+        isinstance(found.get(name), dict) for name in ("environment", "settings", "parts")
+    )
+    if not whole or found.get("benchmark") != "run":
         raise DataError(f"{path} is no result of benchmarks/run.py")
     return found
 
@@ -182,7 +186,11 @@ def run(args: argparse.Namespace) -> int:
     if draws:
         require_matplotlib()
     device = Device.select(args.device)
+    if args.images:
+        index_of(args.images)  # what is wrong with the folder is told now
     described = environment.capture(device)
+    if old is not None:
+        require_same_machine(old, {"environment": described})
     say(environment.text(described))
     parts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:

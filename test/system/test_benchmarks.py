@@ -8,6 +8,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,17 @@ def test_compiled_contenders_train_what_the_compiler_makes(
         assert "ours --compile: left out: no compiler here" in capsys.readouterr().out
 
 
+class TwoWords(Exception):
+    """Pickled, it cannot be made anew."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__((one, two))
+
+
+def fail_with_two_words() -> None:
+    raise TwoWords("one", "two")
+
+
 def test_on_a_cpu_each_contender_has_its_own_process(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     path, words = tmp_path / "step.json", [word for word in TINY if word != "--together"]
@@ -142,13 +155,42 @@ def test_on_a_cpu_each_contender_has_its_own_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("build", "problem"),
-    [(os.abort, (measure.Unavailable, "exit code -6")), (partial(int, "x"), (ValueError, "'x'"))],
+    [
+        (os.abort, (measure.Unavailable, "exit code -6")),
+        (partial(int, "x"), (ValueError, "'x'")),
+        (partial(sys.exit, 3), (RuntimeError, "SystemExit: 3")),
+        (fail_with_two_words, (RuntimeError, "TwoWords: ('one', 'two')")),
+    ],
 )
 def test_a_process_that_cannot_start_says_why(
     build: Any, problem: tuple[type[Exception], str]
 ) -> None:
-    with pytest.raises(problem[0], match=problem[1]):
+    with pytest.raises(problem[0], match=re.escape(problem[1])):
         apart.Apart(measure.Contender("name", "settings", build))
+
+
+def test_a_process_that_dies_leaves_the_others() -> None:
+    """Killed while it waits, as by a system that is short of memory."""
+    started: list[apart.Apart] = []
+
+    def start(contender: measure.Contender) -> measure.Runner:
+        started.append(apart.Apart(contender))
+        return started[-1]
+
+    def say(line: str) -> None:
+        if line.startswith("round 1"):
+            started[0]._process.kill()
+            started[0]._process.join()
+
+    names = ["a", "b"]
+    found = measure.compare(
+        [measure.Contender(name, "", partial(FakeRunner, name, [])) for name in names],
+        device=Device.select("cpu"), rounds=3, steps=1, warmup=1, say=say, start=start,
+    )  # fmt: skip
+    assert found.left_out == {"a": "its process ended with exit code -9"}
+    assert [(one.name, len(one.rounds)) for one in found.results] == [("b", 3)]
+    started[1].close()
+    assert started[1]._process.exitcode == 0  # it was not killed
 
 
 def test_a_network_that_a_peer_lacks_is_measured_without_it(
@@ -255,6 +297,15 @@ def test_ratios_compare_within_a_round() -> None:
     rows = [cells(line) for line in found.table("a").splitlines()]
     assert rows[2] == ["a", "100.0", "50.0-200.0", "1.00 (1.00-1.00)", "-"]
     assert rows[3] == ["b", "50.0", "25.0-50.0", "0.50 (0.25-0.50)", "2.00 GiB"]
+
+
+@pytest.mark.parametrize("path", ["/proc/nothing/y.json", "."])
+def test_a_result_that_cannot_be_written_is_told_first(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train_step.main([*TINY, "--json", path])
+    assert f"--json: {path} cannot be written" in capsys.readouterr().err
 
 
 def test_a_diverged_network_is_not_measured() -> None:

@@ -74,13 +74,26 @@ def test_only_equal_measurements_are_compared() -> None:
     old, new = result(100, 50), result(10, 50)
     del old["parts"]["train_step"]
     new["parts"]["runtimes"]["command"] += " --batch-sizes 1"
-    assert compare(old, new)[1] == []
+    text, slower = compare(old, new)
+    assert "\nnot measured there in the same way: train_step, runtimes, loader\n" in text
+    assert slower == []
+    new["parts"] = {"runtimes": new["parts"]["runtimes"]}
+    with pytest.raises(DataError, match="no part is measured there in the same way, of runtimes"):
+        compare(old, new)
     new["environment"]["device_name"] = "Another CPU"
     with pytest.raises(DataError, match="that result is of Some CPU; this is Another CPU"):
         compare(old, new)
     new["environment"] |= {"device_name": "Some CPU", "cpu_instructions": ["avx2", "avx512f"]}
     with pytest.raises(DataError, match="of Some CPU; this is Some CPU, avx2 avx512f"):
         compare(old, new)
+
+
+def test_a_loader_is_compared_on_the_same_kind_of_images() -> None:
+    old, new = result(100, 50), result(100, 50)
+    for one, images in ((old, "given"), (new, "made")):
+        one["parts"]["runtimes"]["command"] += " DIR"
+        one["settings"] = {"images": images}
+    assert "in the same way: runtimes, loader\n" in compare(old, new)[0]
 
 
 def test_rows_that_are_gone_and_other_versions_are_named() -> None:
