@@ -367,7 +367,8 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         args, problems = parser.parse_all(argv)
     name = getattr(args, "directory", None) or getattr(args, "data", None)
     if is_sample(name):
-        parser.set_defaults(**find_sample(name).recipe)
+        evaluates = getattr(args, "evaluate", False)
+        parser.set_defaults(**find_sample(name).defaults(evaluates=evaluates))
         args, problems = parser.parse_all(argv)
     if not vars(args):
         raise UsageError("\n".join(problems))
@@ -465,8 +466,11 @@ def settle_network(args: argparse.Namespace, saved: dict[str, Any] | None) -> No
             setattr(args, name, saved["model_options"].get(name) if given is None else given)
     args.arch = args.arch or default_arch(args)
     arch = find_arch(args.arch)
-    args.image_size = args.image_size or (cifar.SIDE if is_cifar else arch.image_size)
-    enlarge = 0 if is_cifar or arch.small_images else 32
+    shown = cifar.SIDE if is_cifar else None
+    if is_sample(args.data):
+        shown = find_sample(args.data).image_size
+    args.image_size = args.image_size or shown or arch.image_size
+    enlarge = 0 if shown or arch.small_images else 32
     args.val_size = args.val_size or args.image_size
     args.val_resize = args.val_resize or min(args.val_size + enlarge, preparation.MAX_SIDE)
     args.interpolation = args.interpolation or "bilinear"

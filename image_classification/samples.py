@@ -27,14 +27,21 @@ class Sample:
         description: One line for lists and help texts.
         writer: Writes the data set into an empty folder, list files included.
         num_images: Images in both splits together.
-        recipe: Option name -> value that main.py uses unless the user gives another one.
+        image_size: Side in pixels at which they are shown, unless the user or a checkpoint says.
+        recipe: Option name -> value that main.py trains with unless the user gives another one.
     """
 
     name: str
     description: str
     writer: Callable[[Path], None]
     num_images: int
+    image_size: int
     recipe: dict[str, Any] = field(default_factory=dict)
+
+    def defaults(self, *, evaluates: bool) -> dict[str, Any]:
+        """The recipe; an evaluation has the precision that it has with any data set."""
+        left_out = {"amp"} if evaluates else set()
+        return {name: value for name, value in self.recipe.items() if name not in left_out}
 
 
 def write_digits(folder: Path) -> None:
@@ -84,12 +91,12 @@ SAMPLES: dict[str, Sample] = {
         description="1,797 handwritten digits, 10 classes, 32 px (from scikit-learn, no download)",
         writer=write_digits,
         num_images=1797,
+        image_size=32,
         # No flips: a mirrored digit is another sign. About two minutes on two CPU cores.
         recipe={
-            "image_size": 32, "val_resize": 32, "crop_scale": [0.7, 1.0], "hflip": 0.0,
-            "batch_size": 32, "epochs": 10, "lr": 0.05, "lr_schedule": "cosine", "warmup": 1.0,
-            "nesterov": True, "weight_decay": 5e-4, "label_smoothing": 0.1,
-            "zero_init_last_bn": True, "amp": True, "workers": 1,
+            "crop_scale": [0.7, 1.0], "hflip": 0.0, "batch_size": 32, "epochs": 10, "lr": 0.05,
+            "lr_schedule": "cosine", "warmup": 1.0, "nesterov": True, "weight_decay": 5e-4,
+            "label_smoothing": 0.1, "zero_init_last_bn": True, "amp": True, "workers": 1,
         },
     ),
 }

@@ -410,3 +410,18 @@ def test_the_recipe_of_the_original_scripts_arrives() -> None:
     }  # fmt: skip
     assert {name: getattr(args, name) for name in wanted} == wanted
     assert notes == ["--pyamp is --amp here"]
+
+
+def test_a_checkpoint_says_more_than_a_sample() -> None:
+    saved = {
+        "arch": "resnet18", "model_options": {},
+        "preprocessing": {"train": {"image_size": 48}, "val": {
+            "image_size": 64, "resize_size": 70, "interpolation": "bilinear"}},
+    }  # fmt: skip
+    fresh, _ = main.parse_args(["sample:digits"])
+    trained, _ = main.parse_args(["sample:digits", "--evaluate", "--resume", "x", "--fp16"])
+    for args, known, sizes in ((fresh, None, (32, 32, 32)), (trained, saved, (48, 64, 70))):
+        args.dataset = "folder"
+        main.settle_network(args, known)
+        assert (args.image_size, args.val_size, args.val_resize) == sizes
+    assert fresh.amp and not trained.amp

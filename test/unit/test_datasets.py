@@ -383,7 +383,7 @@ def test_complete_sample_is_reused_and_leaves_nothing_beside(digits: Path) -> No
 
 
 def tiny_sample(writer) -> samples.Sample:
-    return samples.Sample("tiny", "two files", writer, num_images=2)
+    return samples.Sample("tiny", "two files", writer, num_images=2, image_size=8)
 
 
 def write_tiny(folder: Path) -> None:
