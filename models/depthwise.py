@@ -46,13 +46,16 @@ class DepthwiseConv2d(nn.Conv2d):
     def _has_slow_gradients(self, x: Tensor) -> bool:
         if x.device.type != "cpu" or self.bias is not None:  # a bias: BatchNorm was folded into it
             return False
+        dtypes = {x.dtype, self.weight.dtype}
+        if x.dim() != 4 or torch.float64 in dtypes:  # which autocast leaves alone
+            return False
         if self.stride[0] == 1 and self.kernel_size[0] <= _WINDOW:
             return False
         if not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)):
             return False
         if torch.is_autocast_enabled("cpu"):
             return torch.get_autocast_dtype("cpu") is torch.bfloat16
-        return x.dtype is torch.bfloat16
+        return dtypes == {torch.bfloat16}
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:

@@ -77,10 +77,14 @@ def test_a_training_step_in_mixed_precision_takes_the_other_way(calls: list[int]
 def test_nothing_else_does(calls: list[int]) -> None:
     conv, images = DepthwiseConv2d(6, 5, 2), torch.randn(2, 6, 8, 8)
     conv(images)  # FP32
+    with pytest.raises(RuntimeError, match="same"):
+        conv(images.to(BF16))
     with torch.autocast("cpu", torch.float16):
         conv(images)
     with torch.autocast("cpu", BF16):
         DepthwiseConv2d(6, 3)(images)  # its gradients are fast as they are
+        conv(images[0])  # no batch
+        assert DepthwiseConv2d(6, 5, 2).double()(images.double()).dtype is torch.float64
         with torch.no_grad():
             conv(images)
         conv.requires_grad_(False)(images)
