@@ -219,4 +219,4 @@ def spread(
         f"{eager:.3g} s"
     )
     if step >= eager:
-        logger.warning("--compile does not pay here: without it a step takes no longer")
+        logger.warning("--compile does not pay here: the run goes on with it, leave it out")

@@ -256,7 +256,10 @@ def class_table(folder: Path, evaluated: bool) -> str:
         As `read_answers`.
     """
     answers = read_answers(folder / (EVALUATION_NAME if evaluated else CONFUSION_NAME))
-    return "" if answers is None else class_report(answers.confusion, answers.classes)
+    if answers is None:
+        return ""
+    of_which = "" if answers.epoch is None else f"the best epoch, {answers.epoch}:\n"
+    return of_which + class_report(answers.confusion, answers.classes)
 
 
 def read_answers(path: Path) -> Answers | None:
