@@ -91,11 +91,11 @@ def plots(result: dict[str, Any], folder: Path) -> dict[str, Path]:
     drawn = {}
     for part, rows in tables.items():
         drawn[part] = folder / f"{device}-{part.replace('/', '-')}.svg"
-        drawn[part].write_text(bars(rows), "utf-8")
+        drawn[part].write_text(bars(rows, name), "utf-8")
     return drawn
 
 
-def bars(rows: list[Figure]) -> str:
+def bars(rows: list[Figure], title: str) -> str:
     """Bars of images per second with the extremes of the rounds, as SVG text."""
     import matplotlib
     from matplotlib.figure import Figure as Drawing
@@ -104,7 +104,7 @@ def bars(rows: list[Figure]) -> str:
              "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
     text = io.StringIO()
     with matplotlib.rc_context(style):
-        drawing = Drawing(figsize=(6.2, 0.6 + 0.3 * len(rows)), layout="constrained")
+        drawing = Drawing(figsize=(6.2, 0.8 + 0.3 * len(rows)), layout="constrained")
         axes = drawing.subplots()
         names = [row.name for row in rows]
         middles = [row.speed.median for row in rows]
@@ -113,9 +113,10 @@ def bars(rows: list[Figure]) -> str:
         axes.barh(names, middles, xerr=[below, above], ecolor="#444444",
                   color=[_OURS if name.startswith("ours") else _THEIRS for name in names])
         for place, (middle, high) in enumerate(zip(middles, above, strict=True)):
-            axes.text(middle + high, place, f" {middle:.3g}", va="center")
+            axes.text(middle + high, place, f"  {middle:.1f}", va="center")
         axes.invert_yaxis()
-        axes.set_xlabel("images per second")
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("images/s (lines: extremes of the rounds); blue: this package")
         axes.margins(x=0.12)
         drawing.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
