@@ -52,7 +52,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
     Raises:
         DataError: They are of different machines, or no part was measured in the same way.
     """
-    require_same_machine(old, new)
+    require_same_machine(old["environment"], new["environment"])
     alike = [part for part in new["parts"]
              if (way := _way(new, part)) is not None and way == _way(old, part)]  # fmt: skip
     unlike = ", ".join(part for part in new["parts"] if part not in alike)
@@ -85,10 +85,9 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def require_same_machine(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raises DataError where two results are not of the same machine."""
-    machines = [machine(one["environment"]) for one in (old, new)]
-    if machines[0] != machines[1]:
-        raise DataError(f"--compare: that result is of {machines[0]}; this is {machines[1]}")
+    """Raises DataError where two results' environments are not of the same machine."""
+    if machine(old) != machine(new):
+        raise DataError(f"--compare: that result is of {machine(old)}; this is {machine(new)}")
 
 
 def _way(result: dict[str, Any], part: str) -> tuple[str, str] | None:

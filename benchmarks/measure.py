@@ -9,12 +9,12 @@ within a round and then their median. The rate of a stretch is its images / its 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, Protocol
@@ -197,41 +197,39 @@ def compare(
     """
     ready: list[tuple[Result, Runner]] = []
     left_out: dict[str, str] = {}
-
-    def attempt(name: str, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Unavailable as reason:
-            left_out[name] = str(reason)
-            say(f"{name}: left out: {reason}")
-
-    def get_ready(contender: Contender) -> None:
-        before = device.memory()
-        runner = start(contender)
-        result = Result(contender.name, contender.settings)
-        say(f"{contender.name}: {warmup} warm-up steps")
-        runner.run(warmup)
-        device.synchronize()
-        after = device.memory()
-        if before and after:
-            result.resident = after.allocated - before.allocated
-        ready.append((result, runner))
-
-    def take_turn(result: Result, runner: Runner) -> None:
-        runner.run(lead)
-        device.synchronize()
-        result.rounds.append(_timed_round(runner, result.resident, device, steps))
-
     for contender in contenders:
-        attempt(contender.name, partial(get_ready, contender))
+        with _leaving_out(contender.name, left_out, say):
+            before = device.memory()
+            runner = start(contender)
+            say(f"{contender.name}: {warmup} warm-up steps")
+            runner.run(warmup)
+            device.synchronize()
+            after = device.memory()
+            resident = after.allocated - before.allocated if before and after else None
+            ready.append((Result(contender.name, contender.settings, resident), runner))
     for number in range(rounds):
-        first = number % max(1, len(ready))
+        if not ready:
+            break
+        first = number % len(ready)
         for result, runner in ready[first:] + ready[:first]:
-            attempt(result.name, partial(take_turn, result, runner))
+            with _leaving_out(result.name, left_out, say):
+                runner.run(lead)
+                device.synchronize()
+                result.rounds.append(_timed_round(runner, result.resident, device, steps))
         ready = [one for one in ready if one[0].name not in left_out]
         rates = ", ".join(f"{result.name} {result.rates[-1]:.1f}" for result, _ in ready)
         say(f"round {number + 1}/{rounds}, img/s: {rates}")
     return Comparison([result for result, _ in ready], left_out)
+
+
+@contextlib.contextmanager
+def _leaving_out(name: str, left_out: dict[str, str], say: Callable[[str], None]) -> Iterator[None]:
+    """Notes a contender that is unavailable, with the reason, and goes on."""
+    try:
+        yield
+    except Unavailable as reason:
+        left_out[name] = str(reason)
+        say(f"{name}: left out: {reason}")
 
 
 def _timed_round(

@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
         index_of(args.images)  # what is wrong with the folder is told now
     described = environment.capture(device)
     if old is not None:
-        require_same_machine(old, {"environment": described})
+        require_same_machine(old["environment"], described)
     say(environment.text(described))
     parts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
